@@ -1,0 +1,204 @@
+"""One crawl under way: what an adapter may use (`sources.Crawl`), and how the worker ends it.
+
+Every request first asks whether it may be sent (deadlines, on CLOCK_BOOTTIME, which counts a suspended host),
+then reserves its turn at the egress. `abort` ends a crawl from another thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import blake2b
+from json import dumps
+from typing import Any
+
+import requests
+
+from crawlfleet.errors import Bug, CrawlEnded, Retry, Throttled, Verdict
+from crawlfleet.metrics import PACE_SECONDS
+from crawlfleet.sources import Credentials, Item
+from crawlfleet.sources.http import CONNECT_S, READ_S, CheckedBody, Connections, open_session, verdicts
+from crawlfleet.store.connection import transaction
+from crawlfleet.store.queries import sql
+from crawlfleet.store.turn import Lease, Row
+from crawlfleet.tokens import POST_S, Tokens
+from crawlfleet.tokens import Connections as Database
+
+log = logging.getLogger(__name__)
+
+
+def boottime() -> float:
+    """Seconds since boot, a suspension included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Interrupted(CrawlEnded):
+    """The worker had to stop this crawl; the task is charged nothing."""
+
+    verdict = Verdict.RETRY
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a crawl's requests leave: `proxy` is an opened URL, None for direct."""
+
+    egress_id: int
+    source_id: int
+    proxy: str | None = field(repr=False)
+
+
+class LiveCrawl:
+    """Implements `sources.Crawl`. Used by its own thread; `abort` and `extend` by the worker's other threads."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        source: str,
+        base_url: str | None,
+        tokens: Tokens,
+        exit: Exit,
+        database: Database,
+        timeout_s: float,
+        stop_at: float,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self.lease = lease
+        self.user_id = lease.user_id
+        self.source = source
+        self.base_url = base_url
+        self.tokens = tokens
+        self._exit = exit
+        self._database = database
+        self._clock = clock
+        self.began_at = clock()
+        self._deadline = self.began_at + timeout_s
+        self._stop_at = stop_at
+        self._ending: CrawlEnded | None = None
+        self._wake = threading.Event()
+        self._connections = Connections()
+        self._session: requests.Session | None = None
+        self._refreshing_until: float | None = None
+
+    # What the adapter uses.
+
+    @property
+    def credentials(self) -> Credentials:
+        return self.tokens.credentials
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def wait(self, seconds: float) -> None:
+        self._wake.wait(max(0.0, seconds))
+        self.check()
+
+    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
+        self.check()
+        self._reserve_turn()
+        self.check()
+        if self._session is None:
+            self._session = open_session(self._connections, self._exit.proxy)
+        with verdicts(self.check):
+            response = self._session.request(
+                method, url, stream=True, allow_redirects=False, timeout=(CONNECT_S, READ_S), **kwargs
+            )
+        response.raw = CheckedBody(response.raw, self.check)
+        return response
+
+    def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
+        self.tokens.refresh(lambda credentials: self._uninterrupted(post, credentials), self.wait)
+        self.check()
+
+    # What the worker uses.
+
+    def check(self) -> None:
+        """Raise if this crawl must not go on."""
+        if self._refreshing_until is not None:
+            if self._clock() >= self._refreshing_until:
+                raise Retry("RefreshTimeout", f"the shop took longer than {POST_S:.0f} s to refresh a token")
+            return
+        self.enforce()
+        if self._ending is not None:
+            raise self._ending
+
+    def extend(self, stop_at: float) -> None:
+        """The permit was renewed: requests may be sent until then."""
+        self._stop_at = max(self._stop_at, stop_at)
+
+    def enforce(self) -> None:
+        """End the crawl if a deadline has passed. Called by the watchdog, so that a blocked read ends too."""
+        now = self._clock()
+        if self._refreshing_until is not None:
+            if now >= self._refreshing_until:
+                self._connections.shut()
+        elif now >= self._stop_at:
+            self.abort(Interrupted("RenewalLost", "the permit could not be renewed in time"))
+        elif now >= self._deadline:
+            limit_s = self._deadline - self.began_at
+            self.abort(Retry("Deadline", f"the crawl took longer than its {limit_s:.0f} s (jobTimeoutSeconds)"))
+        elif self._ending is not None:
+            self._connections.shut()
+
+    def abort(self, ending: CrawlEnded) -> None:
+        """End the crawl now. A refresh POST under way ends first: its reply must not be lost."""
+        if self._ending is None:
+            self._ending = ending
+        self._wake.set()
+        if self._refreshing_until is None:
+            self._connections.shut()
+
+    def close(self) -> None:
+        """Close what is open; the crawl's own thread, at its end."""
+        if self._session is not None:
+            self._session.close()
+        self._connections.close()
+
+    def overdue_s(self) -> float:
+        """How long ago this crawl should have ended; 0 if it need not yet."""
+        return max(0.0, self._clock() - max(min(self._deadline, self._stop_at), self._refreshing_until or 0.0))
+
+    def _uninterrupted(self, post: Callable[[Credentials], Credentials], credentials: Credentials) -> Credentials:
+        self._refreshing_until = self._clock() + POST_S
+        try:
+            return post(credentials)
+        finally:
+            self._refreshing_until = None
+
+    def _reserve_turn(self) -> None:
+        """Reserve this request's turn on the egress's row and wait for it.
+
+        A thread that wakes late (its process was paused, the host is busy) reserves again: late requests
+        of several crawls would otherwise leave at once.
+        """
+        while True:
+            wait_s, gap_s = self._reserve()
+            turn_at = self._clock() + wait_s
+            if wait_s > 0:
+                PACE_SECONDS.labels(self.source).observe(wait_s)
+                self._wake.wait(wait_s)
+                self.check()
+            if gap_s == 0 or self._clock() <= turn_at + min(max(gap_s / 2, 0.02), 0.05):
+                return
+
+    def _reserve(self) -> tuple[float, float]:
+        with self._database() as conn, transaction(conn):
+            row = conn.execute(sql("reserve"), {"egress": self._exit.egress_id, "cut": self.lease.cut}).fetchone()
+        if row is None:
+            raise Throttled("CoolingDown", "the egress was cut while this crawl was under way", account_only=True, never_sent=True)
+        return row[0], row[1]
+
+
+def encode(item: Item) -> Row:
+    """An item as it is stored. Raises Bug for what cannot be (a lone surrogate, no JSON)."""
+    try:
+        body = dumps(item.body, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        digest = blake2b(body.encode(), digest_size=16).digest()
+        item.external_id.encode()
+    except (TypeError, ValueError) as exc:
+        raise Bug("BadRecord", f"a record of kind {item.kind!r} cannot be stored: {type(exc).__name__}") from None
+    return Row(item.kind, item.external_id, digest, body)

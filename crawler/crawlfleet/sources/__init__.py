@@ -1,0 +1,93 @@
+"""Sources are plug-ins: one adapter class each, found by entry point (group `crawlfleet.sources`).
+
+An adapter turns one account into items. It knows nothing of permits, tasks or the database: the
+`Crawl` it is handed sends its requests at the egress's pace, stops it at its deadline and keeps its
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import requests
+
+from crawlfleet.errors import BadInput
+
+Credentials = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One collected record. `external_id` is unique per (user, source, kind); `body` is JSON."""
+
+    kind: str
+    external_id: str
+    body: Mapping[str, Any]
+
+
+class Crawl(Protocol):
+    """What an adapter may use while it crawls one account. Implemented by `crawl.py`."""
+
+    user_id: int
+    source: str
+    base_url: str | None
+    """From the CrawlSource, may hold `{mall_id}`; None means the adapter's official address."""
+
+    @property
+    def credentials(self) -> Credentials:
+        """The account's decrypted credentials; after `refresh` the new ones."""
+
+    def now(self) -> datetime:
+        """The current time, with a zone."""
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; ends the crawl at once if it has to stop meanwhile."""
+
+    def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
+        """Send one request at the egress's pace. Keyword arguments as of `requests.request`.
+
+        The reply is streamed (`response.raw` is not read yet), at most `MAX_BODY_BYTES` of it can be
+        read. Any status is returned, redirects are not followed. Transport errors, time-outs and a
+        refusing proxy are raised as the verdict they mean. Close the response (`with`).
+        """
+
+    def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
+        """Rotate the account's tokens exactly once, whatever dies meanwhile (design: refresh protocol).
+
+        `post(credentials)` sends the one refresh request and returns the complete new credentials; it
+        raises AuthFailed if the shop refuses the token, another verdict if nothing was learned.
+        """
+
+
+class Adapter(Protocol):
+    """One source's way of crawling. Built once per process from the CrawlSource's `options`."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Raises BadInput, naming the option, for unknown or wrong ones."""
+
+    def check_credentials(self, credentials: Credentials) -> None:
+        """Raises BadInput, naming the field but never its value, if an account cannot work."""
+
+    def crawl(self, crawl: Crawl) -> Iterator[Item]:
+        """Yield every item of the account; end by returning, or raise a verdict of `errors`.
+
+        Items are written while the crawl goes on, so do not collect them first.
+        """
+
+
+def adapter_names() -> list[str]:
+    """The names of all installed adapters, sorted."""
+    return sorted(e.name for e in entry_points(group="crawlfleet.sources"))
+
+
+def load_adapter(name: str) -> type[Adapter]:
+    """The adapter class of that entry point; BadInput with the installed names if there is none."""
+    for entry in entry_points(group="crawlfleet.sources"):
+        if entry.name == name:
+            loaded: type[Adapter] = entry.load()
+            return loaded
+    raise BadInput(f"unknown adapter {name!r}; installed: {', '.join(adapter_names())}")

@@ -1,0 +1,115 @@
+"""What people do with batches (retry, cancel, drain) and what they read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from crawlfleet.store.connection import Connection, transaction
+from crawlfleet.store.queries import sql
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch. `seconds` since its plan, until it closed."""
+
+    batch_id: int
+    uid: str
+    name: str
+    round: int
+    state: str
+    stop: str
+    suspended: bool
+    total: int
+    workers: int
+    seconds: float | None
+    started_at: datetime | None
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why work of an egress does not begin. `silent` permits belong to a worker that no longer renews."""
+
+    source: str
+    egress: str
+    cap: int
+    open: int
+    held: int
+    cool_s: float
+    removed: bool
+    silent: int
+
+
+Counts = dict[str, dict[tuple[str, str | None], int]]
+"""Source → (task state, last verdict) → tasks."""
+
+
+def find(conn: Connection, name: str) -> Batch | None:
+    """The newest batch of that name."""
+    row = conn.execute(sql("batch_by_name"), {"name": name}).fetchone()
+    return None if row is None else Batch(*row)
+
+
+def recent(conn: Connection) -> list[Batch]:
+    """The newest batches, newest first."""
+    return [Batch(*row) for row in conn.execute(sql("recent_batches"))]
+
+
+def counts(conn: Connection, batch_id: int) -> Counts:
+    """The batch's tasks as housekeeping last counted them."""
+    found: Counts = {}
+    for source, state, verdict, tasks in conn.execute(sql("read_progress"), {"batch": batch_id}):
+        found.setdefault(source, {})[state, verdict] = tasks
+    return found
+
+
+def waits(conn: Connection, batch_id: int) -> list[Wait]:
+    """The permits of the batch's sources, by egress."""
+    return [Wait(*row) for row in conn.execute(sql("waits"), {"batch": batch_id})]
+
+
+def next_retry_s(conn: Connection, batch_id: int) -> float | None:
+    """Seconds until the first waiting task is due; None if none waits."""
+    row = conn.execute(sql("next_retry"), {"batch": batch_id}).fetchone()
+    return None if row is None else row[0]
+
+
+def retry(conn: Connection, batch_id: int, verdict: str | None) -> int:
+    """Make dead and cancelled tasks ready again; on a closed batch this opens a new round. Returns how many.
+
+    Takes the lock that closing takes, so that a batch never closes over a task that was just revived.
+    """
+    with transaction(conn, long=True):
+        conn.execute(sql("lock_batch"), {"batch": batch_id})
+        revived = conn.execute(sql("retry_dead"), {"batch": batch_id, "verdict": verdict}).rowcount
+        if revived:
+            conn.execute(sql("reopen_batch"), {"batch": batch_id})
+    return revived
+
+
+def stop(conn: Connection, batch_id: int, mode: str) -> bool:
+    """Set the batch's stop mode (`none`, `drain`, `cancel`); False if it is closed."""
+    with transaction(conn):
+        return conn.execute(sql("stop_batch"), {"batch": batch_id, "stop": mode}).fetchone() is not None
+
+
+def drain(conn: Connection, worker_id: int) -> bool:
+    """Let one worker finish what it holds and take no more; False if it is not alive."""
+    with transaction(conn):
+        return conn.execute(sql("drain_worker"), {"worker": worker_id}).fetchone() is not None
+
+
+def why(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
+    """(batch, source, task state, verdict, run after, at, verdict, reason, detail, snapshot) an attempt."""
+    return conn.execute(sql("why"), {"user": user_id}).fetchall()
+
+
+def results(conn: Connection, batch_id: int, source: str | None, kind: str | None) -> Iterator[tuple[Any, ...]]:
+    """(user id, source, kind, external id, fetched at, body) of every item, streamed by a server-side cursor."""
+    with transaction(conn, long=True), conn.cursor(name="results") as cursor:
+        cursor.itersize = 1000
+        cursor.execute(sql("results"), {"batch": batch_id, "source": source, "kind": kind})
+        yield from cursor

@@ -1,0 +1,97 @@
+"""Connections and transactions: the same time-outs for every one, in a way that pgbouncer lets through.
+
+Session settings do not survive pgbouncer's transaction mode, so each transaction sets its own. A client
+that is paused or gone inside a transaction loses it, and with it every lock, after IDLE_IN_TRANSACTION_S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool
+
+from crawlfleet.errors import DatabaseUnavailable
+
+Connection = psycopg.Connection[TupleRow]
+
+STATEMENT_S = 30
+IDLE_IN_TRANSACTION_S = 5
+
+# Short transactions look up a few rows by key. Statistics lag behind tables that turn over in seconds, so the
+# planner is told: no JIT (a mistaken estimate compiles for 15 ms) and no scan of a whole table.
+_BEGIN: LiteralString = (
+    "begin; set local statement_timeout = '30s'; set local idle_in_transaction_session_timeout = '5s';"
+    " set local jit = off; set local enable_seqscan = off"
+)
+_BEGIN_LONG: LiteralString = (
+    "begin; set local statement_timeout = '15min'; set local idle_in_transaction_session_timeout = '5s'"
+)
+_OPTIONS: dict[str, Any] = {
+    "autocommit": True,  # `transaction` says begin and commit itself
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+
+def connect(url: str, name: str = "crawlfleet") -> Connection:
+    """A connection for `transaction`. Raises DatabaseUnavailable with the server's own words."""
+    try:
+        conn = psycopg.connect(url, application_name=name, **_OPTIONS)
+        _prepare_if_direct(conn)
+    except psycopg.OperationalError as exc:
+        raise unavailable(exc) from exc
+    return conn
+
+
+def _prepare_if_direct(conn: Connection) -> None:
+    """Prepared statements save the planner's time, but do not survive pgbouncer's transaction mode.
+
+    A pooler answers the cancel key with a process id of its own.
+    """
+    backend = conn.execute("select pg_backend_pid()", prepare=False).fetchone()
+    conn.prepare_threshold = 2 if backend == (conn.info.backend_pid,) else None
+
+
+def pool(url: str, size: int, name: str = "crawlfleet") -> ConnectionPool[Connection]:
+    """A pool of such connections, opened on first use; the caller closes it."""
+    return ConnectionPool(
+        url,
+        kwargs=_OPTIONS | {"application_name": name, "prepare_threshold": None},
+        configure=_prepare_if_direct,
+        min_size=0,
+        max_size=size,
+        open=True,
+        timeout=STATEMENT_S,
+        reconnect_timeout=STATEMENT_S,
+    )
+
+
+def unavailable(exc: Exception) -> DatabaseUnavailable:
+    """Say that the database cannot be reached, and what to look at."""
+    words = " ".join(str(exc).split())
+    return DatabaseUnavailable(
+        f"cannot reach the database: {words}. Check that PostgreSQL runs and that CRAWLFLEET_DATABASE_URL is right."
+    )
+
+
+@contextmanager
+def transaction(conn: Connection, *, long: bool = False) -> Iterator[Connection]:
+    """One transaction with our time-outs; `long` for a statement that may take minutes (a plan, an export).
+
+    An exception rolls back; a lost connection needs no rollback.
+    """
+    conn.execute(_BEGIN_LONG if long else _BEGIN)
+    try:
+        yield conn
+    except BaseException:
+        with suppress(psycopg.Error):  # the connection is lost: so is the transaction
+            conn.execute("rollback")
+        raise
+    conn.execute("commit")

@@ -1,0 +1,101 @@
+"""Sources, egresses and permits as the manifests want them, and as a worker reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from crawlfleet.errors import BadInput
+from crawlfleet.store.connection import Connection, transaction
+from crawlfleet.store.queries import sql
+from crawlfleet.verdicts import Budgets
+
+
+@dataclass(frozen=True)
+class EgressSpec:
+    """One egress as it shall be. `proxy` is a sealed URL, None for direct; `gap_us` 0 means no pace."""
+
+    name: str
+    exit: str
+    proxy: bytes | None
+    cap: int
+    gap_us: int
+    cool_first_s: int
+    cool_longest_s: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a batch keeps of its source: a snapshot (`batch_source.settings`)."""
+
+    adapter: str
+    base_url: str | None
+    options: dict[str, Any]
+    job_timeout_s: float
+    retry: int
+    crashed: int
+    throttled_s: float
+
+    @property
+    def budgets(self) -> Budgets:
+        return Budgets(self.retry, self.crashed, self.throttled_s)
+
+
+@dataclass(frozen=True)
+class EgressRow:
+    """How to get out: `proxy` is sealed."""
+
+    egress_id: int
+    source_id: int
+    source: str
+    name: str
+    proxy: bytes | None
+
+
+def put_source(conn: Connection, name: str, egresses: Sequence[EgressSpec]) -> int:
+    """Make the source, its egresses and permits so. Live at once, politeness state survives.
+
+    Raises BadInput if another source already goes out by one of these exits.
+    """
+    with transaction(conn):
+        conn.execute(sql("add_source"), {"name": name})
+        source_id = _one(conn, "find_source", {"name": name})
+        conn.execute(sql("remove_egresses"), {"source": source_id, "names": [e.name for e in egresses]})
+        for egress in egresses:
+            _refuse_shared_exit(conn, name, egress)
+            egress_id = _one(conn, "put_egress", asdict(egress) | {"source": source_id})
+            conn.execute(sql("add_permits"), {"egress": egress_id, "source": source_id, "cap": egress.cap})
+    return source_id
+
+
+def _refuse_shared_exit(conn: Connection, name: str, egress: EgressSpec) -> None:
+    owner = conn.execute(sql("exit_owner"), {"exit": egress.exit, "name": name}).fetchone()
+    if owner:
+        raise BadInput(
+            f"CrawlSource {name}: egress {egress.name!r} is the same exit ({egress.exit}) as egress {owner[1]!r} of"
+            f" CrawlSource {owner[0]}. One exit has one cap: use that source, or another proxy."
+        )
+
+
+def _one(conn: Connection, statement: str, params: dict[str, Any]) -> int:
+    row = conn.execute(sql(statement), params).fetchone()
+    if row is None:
+        raise LookupError(f"statement {statement} returned no row")
+    return int(row[0])
+
+
+def source_names(conn: Connection) -> list[str]:
+    """The names of all sources that were ever declared."""
+    return [name for (name,) in conn.execute(sql("source_names"))]
+
+
+def batch_settings(conn: Connection, batch_id: int) -> dict[int, tuple[str, Settings]]:
+    """Source id → (name, settings) of a batch."""
+    rows = conn.execute(sql("batch_settings"), {"batch": batch_id})
+    return {source_id: (name, Settings(**settings)) for source_id, name, settings in rows}
+
+
+def egresses(conn: Connection, batch_id: int) -> list[EgressRow]:
+    """How to get out, for the sources of a batch."""
+    return [EgressRow(*row) for row in conn.execute(sql("egresses"), {"batch": batch_id})]

@@ -1,0 +1,100 @@
+-- Accounts: import, the refresh protocol, and the levers of a person.
+
+-- name: lock_accounts
+-- An import compares with what was last imported. Sorted, as everything that locks accounts.
+select user_id, imported from account
+where source_id = %(source)s and user_id = any(%(users)s::bigint[])
+order by user_id
+for no key update
+
+-- name: put_accounts
+-- New credentials (`fresh`) start a new generation and make the account well; otherwise they stay as they are.
+insert into account as a (source_id, user_id, subscription, last_login_at, credentials, imported)
+select %(source)s, w.user_id, w.subscription, w.last_login_at, w.credentials, w.imported
+from unnest(
+    %(users)s::bigint[], %(subscriptions)s::text[], %(logins)s::timestamptz[], %(credentials)s::bytea[],
+    %(imported)s::bytea[]
+) as w (user_id, subscription, last_login_at, credentials, imported)
+order by w.user_id
+on conflict (source_id, user_id) do update
+set subscription = excluded.subscription, last_login_at = excluded.last_login_at
+
+-- name: renew_credentials
+update account a
+set credentials = w.credentials, imported = w.imported, generation = a.generation + 1, refresh_tries = 0,
+    refresh_lease = null, refresh_at = null, reason = case when a.state = 'auth' then null else a.reason end,
+    state = case when a.state = 'auth' then 'ok' else a.state end
+from unnest(%(users)s::bigint[], %(credentials)s::bytea[], %(imported)s::bytea[]) as w (user_id, credentials, imported)
+where a.source_id = %(source)s and a.user_id = w.user_id
+
+-- name: list_accounts
+select a.user_id, s.name, a.state::text, a.subscription, a.last_login_at, a.reason
+from account a join source s using (source_id)
+where (not %(needs_attention)s or a.state = 'auth')
+order by a.user_id, s.name
+
+-- name: show_account
+select a.user_id, s.name, a.state::text, a.subscription, a.last_login_at, a.reason, a.generation, a.refresh_tries,
+    e.name, k.cost_ms
+from account a join source s using (source_id)
+left join track k using (source_id, user_id)
+left join egress e using (egress_id)
+where a.user_id = %(user)s order by s.name
+
+-- name: set_account_state
+-- Only a person enables an account that was parked.
+update account a set state = %(state)s::account_state, reason = %(reason)s, refresh_tries = 0, refresh_lease = null
+from source s
+where s.source_id = a.source_id and a.user_id = %(user)s and (%(source)s::text is null or s.name = %(source)s)
+returning s.name
+
+-- name: purge_items
+delete from item where user_id = %(user)s
+
+-- name: purge_accounts
+delete from account where user_id = %(user)s
+
+-- name: purge_tracks
+delete from track where user_id = %(user)s
+
+-- name: purge_snapshots
+-- What was kept of the user's pages and replies.
+update failure f set snapshot = null, detail = ''
+from task t where t.user_id = %(user)s and t.batch_id = f.batch_id and t.task_no = f.task_no
+
+-- name: holds_permit
+-- A user who is being crawled right now cannot be purged.
+select exists (select from permit where user_id = %(user)s)
+
+-- name: read_credentials
+select credentials, generation, refresh_tries, refresh_lease from account where source_id = %(source)s and user_id = %(user)s
+
+-- name: intend_refresh
+-- Step 1 of the refresh protocol: nobody sends this generation's token before this is committed.
+-- `tries` is what the caller saw: of two that want it only one is answered.
+update account
+set refresh_tries = refresh_tries + 1, refresh_lease = %(lease)s, refresh_at = now()
+where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s and refresh_tries = %(tries)s
+returning refresh_tries
+
+-- name: store_refresh
+-- Step 3: by compare-and-swap on the generation alone. A rescued worker's new token is still the only good one.
+update account
+set credentials = %(credentials)s, generation = generation + 1, refresh_tries = 0, refresh_lease = null, refresh_at = null
+where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s
+returning generation
+
+-- name: end_try
+-- The POST has ended and decided nothing.
+update account set refresh_tries = %(tries)s, refresh_lease = null
+where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s and refresh_lease = %(lease)s
+
+-- name: sealed_accounts
+-- For the rotation of keys.
+select source_id, user_id, credentials, imported, generation from account where (source_id, user_id) > (%(source)s, %(user)s)
+order by source_id, user_id limit 500
+for no key update
+
+-- name: reseal_account
+update account set credentials = %(credentials)s, imported = %(imported)s
+where source_id = %(source)s and user_id = %(user)s

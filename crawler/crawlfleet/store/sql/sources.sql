@@ -1,0 +1,43 @@
+-- Sources and their egresses.
+
+-- name: add_source
+insert into source (name) values (%(name)s) on conflict (name) do nothing
+
+-- name: find_source
+select source_id from source where name = %(name)s for no key update
+
+-- name: source_names
+select name from source order by name
+
+-- name: exit_owner
+-- Another source that already crawls through this exit.
+select s.name, e.name from egress e join source s using (source_id)
+where e.exit = %(exit)s and not e.removed and s.name <> %(name)s
+
+-- name: put_egress
+-- Live at once: cap and pace change under running crawls, politeness state stays.
+insert into egress (source_id, name, exit, proxy, cap, gap_us, cool_first_s, cool_longest_s)
+values (%(source)s, %(name)s, %(exit)s, %(proxy)s, %(cap)s, %(gap_us)s, %(cool_first_s)s, %(cool_longest_s)s)
+on conflict (source_id, name) do update
+set exit = excluded.exit, proxy = excluded.proxy, cap = excluded.cap, gap_us = excluded.gap_us,
+    cool_first_s = excluded.cool_first_s, cool_longest_s = excluded.cool_longest_s, removed = false
+returning egress_id
+
+-- name: add_permits
+-- Rows up to the cap; a lowered cap keeps its rows, they are just not filled.
+insert into permit (egress_id, no, source_id)
+select %(egress)s, no, %(source)s from generate_series(0, %(cap)s - 1) as no
+on conflict do nothing
+
+-- name: remove_egresses
+-- What the manifest no longer names: running crawls finish, housekeeping moves the accounts.
+update egress set removed = true, cap = 0
+where source_id = %(source)s and not (name = any(%(names)s::text[]))
+
+-- name: egresses
+-- For a worker: how to get out.
+select e.egress_id, e.source_id, s.name, e.name, e.proxy from egress e join source s using (source_id)
+where source_id in (select source_id from batch_source where batch_id = %(batch)s)
+
+-- name: batch_settings
+select s.source_id, s.name, b.settings from batch_source b join source s using (source_id) where b.batch_id = %(batch)s

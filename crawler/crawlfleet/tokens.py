@@ -1,0 +1,185 @@
+"""The refresh protocol: rotate an account's tokens exactly once, whatever dies meanwhile.
+
+A rotating refresh token is good for one use; a reply that is lost costs a person a new consent. So:
+
+1. *intend*: commit (account, generation, try number) before the token is sent;
+2. *post*: send it, outside any transaction or row lock;
+3. *store*: write the reply by compare-and-swap on the generation alone, never on the lease: a rescued
+   worker's new token is still the only good one. Storing is retried for as long as the process lives.
+
+Who finds an open intent of another lease first waits until that POST must have ended; if nothing was stored
+by then, the token is tried once more (the POST may never have left), under an intent of its own. A second
+open intent means that nobody knows any more: the account ends `auth` with reason RefreshLost.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from crawlfleet.credentials import KeyRing
+from crawlfleet.errors import AuthFailed, CrawlEnded, Retry
+from crawlfleet.metrics import REFRESHES
+from crawlfleet.store import accounts
+from crawlfleet.store.accounts import Stored
+from crawlfleet.store.connection import Connection
+
+log = logging.getLogger(__name__)
+
+Credentials = dict[str, Any]
+Connections = Callable[[], AbstractContextManager[Connection]]
+
+POST_S = 60.0
+"""No refresh POST lasts longer: connecting, sending and reading are bounded by `crawl.REQUEST_S`."""
+STORE_AGAIN_S = 1.0
+MAX_TRIES = 2
+
+
+class PendingStores:
+    """Counts replies that are not stored yet, so that a process does not exit over one."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._pending = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._pending += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._pending -= 1
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until none is pending; False if there still is one."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._pending == 0, timeout_s)
+
+
+class Tokens:
+    """The tokens of one account during one crawl: opens, refreshes and stores them."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        keys: KeyRing,
+        pending: PendingStores,
+        *,
+        source: str,
+        source_id: int,
+        user_id: int,
+        lease_id: int,
+        sealed: bytes,
+        generation: int,
+    ) -> None:
+        self._connections = connections
+        self._keys = keys
+        self._pending = pending
+        self._context = account_context(source, user_id)
+        self._source = source
+        self._account = (source_id, user_id)
+        self._lease_id = lease_id
+        self.generation = generation
+        self.credentials: Credentials = keys.open(sealed, self._context)
+
+    def refresh(self, post: Callable[[Credentials], Credentials], wait: Callable[[float], None]) -> None:
+        """Rotate, or find that somebody else just has. `wait` sleeps, and ends the crawl if it has to stop.
+
+        Raises AuthFailed if the token was refused or is lost, and what `post` raises if nothing was learned.
+        """
+        stored = self._read()
+        if stored.generation != self.generation:
+            return self._adopt(stored)
+        if stored.refresh_lease:
+            stored = self._outwait(stored, wait)
+            if stored.generation != self.generation:
+                return self._adopt(stored)
+        if stored.refresh_tries >= MAX_TRIES:
+            raise AuthFailed("RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again")
+        if not self._intend(stored):
+            raise Retry("RefreshContended", "another crawl began to refresh this account's tokens")
+        return self._post_and_store(post, stored)
+
+    def _read(self) -> Stored:
+        with self._connections() as conn:
+            stored = accounts.read_credentials(conn, *self._account)
+        if stored is None:
+            raise AuthFailed("AccountPurged", "the account was deleted while it was being crawled")
+        return stored
+
+    def _adopt(self, stored: Stored) -> None:
+        self.credentials = self._keys.open(stored.credentials, self._context)
+        self.generation = stored.generation
+        REFRESHES.labels(self._source, "adopted").inc()
+
+    def _outwait(self, stored: Stored, wait: Callable[[float], None]) -> Stored:
+        """An intent of a lease that is gone is open: its POST may still be under way in a paused process."""
+        waited_s = 0.0
+        while waited_s < POST_S and stored.refresh_lease and stored.generation == self.generation:
+            wait(STORE_AGAIN_S)
+            waited_s += STORE_AGAIN_S
+            stored = self._read()
+        return stored
+
+    def _intend(self, stored: Stored) -> bool:
+        with self._connections() as conn:
+            return accounts.intend_refresh(conn, *self._account, stored, self._lease_id)
+
+    def _post_and_store(self, post: Callable[[Credentials], Credentials], stored: Stored) -> None:
+        with self._pending:
+            try:
+                new = post(self.credentials)
+            except AuthFailed as refused:
+                REFRESHES.labels(self._source, "refused").inc()
+                self._adopt_if_newer_or_raise(refused, in_doubt=stored.refresh_tries > 0)
+                return
+            except CrawlEnded as undecided:
+                REFRESHES.labels(self._source, "undecided").inc()
+                self._end_try(stored, sent=not undecided.never_sent)
+                raise
+            self._store(new)
+        REFRESHES.labels(self._source, "rotated").inc()
+
+    def _adopt_if_newer_or_raise(self, refused: AuthFailed, *, in_doubt: bool) -> None:
+        stored = self._read()
+        if stored.generation != self.generation:
+            return self._adopt(stored)
+        if in_doubt:
+            raise AuthFailed(
+                "RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again"
+            ) from refused
+        raise refused
+
+    def _end_try(self, stored: Stored, *, sent: bool) -> None:
+        """This POST has ended and decided nothing. If it was sent, the next one is in doubt, but need not outwait it."""
+        tries = 1 if sent else stored.refresh_tries
+        with self._connections() as conn:
+            accounts.end_try(conn, *self._account, self.generation, self._lease_id, tries)
+
+    def _store(self, new: Credentials) -> None:
+        """Store until it is stored: the reply exists only here, and no time limit is worth a seller's consent."""
+        sealed = self._keys.seal(new, self._context)
+        while True:
+            try:
+                with self._connections() as conn:
+                    stored = accounts.store_refresh(conn, *self._account, self.generation, sealed)
+                break
+            except (psycopg.Error, PoolTimeout) as exc:
+                log.warning("token not stored yet", extra={"user_id": self._account[1], "error": type(exc).__name__})
+                threading.Event().wait(STORE_AGAIN_S)
+        if stored:
+            self.credentials, self.generation = new, self.generation + 1
+        else:
+            self._adopt(self._read())
+
+
+def account_context(source: str, user_id: int) -> str:
+    """What an account's credentials are sealed for."""
+    return f"account/{source}/{user_id}"
