@@ -61,7 +61,7 @@ class LiveCrawl:
         source: str,
         base_url: str | None,
         tokens: Tokens,
-        exit: Exit,
+        way_out: Exit,
         database: Database,
         timeout_s: float,
         stop_at: float,
@@ -72,7 +72,7 @@ class LiveCrawl:
         self.source = source
         self.base_url = base_url
         self.tokens = tokens
-        self._exit = exit
+        self._exit = way_out
         self._database = database
         self._clock = clock
         self.began_at = clock()
@@ -140,7 +140,9 @@ class LiveCrawl:
             self.abort(Interrupted("RenewalLost", "the permit could not be renewed in time"))
         elif now >= self._deadline:
             limit_s = self._deadline - self.began_at
-            self.abort(Retry("Deadline", f"the crawl took longer than its {limit_s:.0f} s (jobTimeoutSeconds)"))
+            self.abort(
+                Retry("Deadline", f"the crawl took longer than its {limit_s:.0f} s (jobTimeoutSeconds)")
+            )
         elif self._ending is not None:
             self._connections.shut()
 
@@ -160,9 +162,13 @@ class LiveCrawl:
 
     def overdue_s(self) -> float:
         """How long ago this crawl should have ended; 0 if it need not yet."""
-        return max(0.0, self._clock() - max(min(self._deadline, self._stop_at), self._refreshing_until or 0.0))
+        return max(
+            0.0, self._clock() - max(min(self._deadline, self._stop_at), self._refreshing_until or 0.0)
+        )
 
-    def _uninterrupted(self, post: Callable[[Credentials], Credentials], credentials: Credentials) -> Credentials:
+    def _uninterrupted(
+        self, post: Callable[[Credentials], Credentials], credentials: Credentials
+    ) -> Credentials:
         self._refreshing_until = self._clock() + POST_S
         try:
             return post(credentials)
@@ -187,9 +193,16 @@ class LiveCrawl:
 
     def _reserve(self) -> tuple[float, float]:
         with self._database() as conn, transaction(conn):
-            row = conn.execute(sql("reserve"), {"egress": self._exit.egress_id, "cut": self.lease.cut}).fetchone()
+            row = conn.execute(
+                sql("reserve"), {"egress": self._exit.egress_id, "cut": self.lease.cut}
+            ).fetchone()
         if row is None:
-            raise Throttled("CoolingDown", "the egress was cut while this crawl was under way", account_only=True, never_sent=True)
+            raise Throttled(
+                "CoolingDown",
+                "the egress was cut while this crawl was under way",
+                account_only=True,
+                never_sent=True,
+            )
         return row[0], row[1]
 
 
@@ -200,5 +213,7 @@ def encode(item: Item) -> Row:
         digest = blake2b(body.encode(), digest_size=16).digest()
         item.external_id.encode()
     except (TypeError, ValueError) as exc:
-        raise Bug("BadRecord", f"a record of kind {item.kind!r} cannot be stored: {type(exc).__name__}") from None
+        raise Bug(
+            "BadRecord", f"a record of kind {item.kind!r} cannot be stored: {type(exc).__name__}"
+        ) from None
     return Row(item.kind, item.external_id, digest, body)

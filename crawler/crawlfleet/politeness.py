@@ -93,9 +93,16 @@ def _suspect(egress: Egress, user_id: int) -> Egress:
 
 def _cut(egress: Egress, floor_s: float, random: Random) -> Change:
     """Close the egress for a growing time; then it is half-open with one permit."""
-    cool_s = min(egress.cool_first_s * 2.0**egress.cuts_in_row, egress.cool_longest_s) * random.uniform(1.0, 1.1)
+    cool_s = min(egress.cool_first_s * 2.0**egress.cuts_in_row, egress.cool_longest_s) * random.uniform(
+        1.0, 1.1
+    )
     closed = replace(
-        egress, cut=egress.cut + 1, cuts_in_row=min(egress.cuts_in_row + 1, 30), ramp=1, ramp_successes=0, suspects=()
+        egress,
+        cut=egress.cut + 1,
+        cuts_in_row=min(egress.cuts_in_row + 1, 30),
+        ramp=1,
+        ramp_successes=0,
+        suspects=(),
     )
     return Change(closed, max(cool_s, floor_s))
 

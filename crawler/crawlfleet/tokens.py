@@ -23,7 +23,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import PoolTimeout
 
-from crawlfleet.credentials import KeyRing
+from crawlfleet.credentials import KeyRing, account_context
 from crawlfleet.errors import AuthFailed, CrawlEnded, Retry
 from crawlfleet.metrics import REFRESHES
 from crawlfleet.store import accounts
@@ -102,7 +102,9 @@ class Tokens:
             if stored.generation != self.generation:
                 return self._adopt(stored)
         if stored.refresh_tries >= MAX_TRIES:
-            raise AuthFailed("RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again")
+            raise AuthFailed(
+                "RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again"
+            )
         if not self._intend(stored):
             raise Retry("RefreshContended", "another crawl began to refresh this account's tokens")
         return self._post_and_store(post, stored)
@@ -172,14 +174,11 @@ class Tokens:
                     stored = accounts.store_refresh(conn, *self._account, self.generation, sealed)
                 break
             except (psycopg.Error, PoolTimeout) as exc:
-                log.warning("token not stored yet", extra={"user_id": self._account[1], "error": type(exc).__name__})
+                log.warning(
+                    "token not stored yet", extra={"user_id": self._account[1], "error": type(exc).__name__}
+                )
                 threading.Event().wait(STORE_AGAIN_S)
         if stored:
             self.credentials, self.generation = new, self.generation + 1
         else:
             self._adopt(self._read())
-
-
-def account_context(source: str, user_id: int) -> str:
-    """What an account's credentials are sealed for."""
-    return f"account/{source}/{user_id}"

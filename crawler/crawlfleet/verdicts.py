@@ -48,7 +48,9 @@ class Outcome:
     @classmethod
     def of(cls, ended: CrawlEnded) -> Outcome:
         """The outcome that an adapter raised."""
-        floor_s, account_only = (ended.retry_after_s, ended.account_only) if isinstance(ended, Throttled) else (0.0, False)
+        floor_s, account_only = (
+            (ended.retry_after_s, ended.account_only) if isinstance(ended, Throttled) else (0.0, False)
+        )
         return cls(ended.verdict, ended.reason, ended.detail, ended.snapshot, floor_s, account_only)
 
 

@@ -34,14 +34,22 @@ from psycopg_pool import PoolTimeout
 from crawlfleet import metrics
 from crawlfleet.crawl import Exit, Interrupted, LiveCrawl, boottime, encode
 from crawlfleet.credentials import KeyRing, proxy_context, redact
-from crawlfleet.errors import AuthFailed, BadConfiguration, BadInput, Bug, CrawlEnded, DatabaseUnavailable, Verdict
+from crawlfleet.errors import (
+    AuthFailed,
+    BadConfiguration,
+    BadInput,
+    Bug,
+    CrawlEnded,
+    DatabaseUnavailable,
+    Verdict,
+)
 from crawlfleet.settings import WorkerSettings
 from crawlfleet.sources import Adapter, load_adapter
 from crawlfleet.store import batches, fleet, sources, turn
 from crawlfleet.store.connection import Connection, connect, pool, transaction
 from crawlfleet.store.fleet import Control
 from crawlfleet.store.migrations import check_schema
-from crawlfleet.store.sources import Settings
+from crawlfleet.store.sources import EgressRow, Settings
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
 from crawlfleet.tokens import PendingStores, Tokens
 from crawlfleet.verdicts import OK, Outcome, interrupted, judge
@@ -152,13 +160,22 @@ class Worker:
         check_schema(conn)
         batch = batches.find(conn, self._settings.batch)
         if batch is None:
-            raise BadConfiguration(f"CRAWLFLEET_BATCH: there is no batch {self._settings.batch!r} in this database")
+            raise BadConfiguration(
+                f"CRAWLFLEET_BATCH: there is no batch {self._settings.batch!r} in this database"
+            )
         self._fleet_clock = fleet.read_clock(conn)
-        self._sources = {i: _source(i, name, s) for i, (name, s) in sources.batch_settings(conn, batch.batch_id).items()}
+        self._sources = {
+            i: _source(i, name, s) for i, (name, s) in sources.batch_settings(conn, batch.batch_id).items()
+        }
         self._exits = self._read_exits(conn, batch.batch_id)
         self._shared.renewed_at = self._shared.turned_at = self._clock()
         worker_id = fleet.register(
-            conn, batch.batch_id, self._settings.worker_id, self._settings.max_concurrent, socket.gethostname(), os.getpid()
+            conn,
+            batch.batch_id,
+            self._settings.worker_id,
+            self._settings.max_concurrent,
+            socket.gethostname(),
+            os.getpid(),
         )
         if worker_id is None:
             raise BadConfiguration(f"CRAWLFLEET_BATCH: batch {self._settings.batch!r} was deleted just now")
@@ -166,13 +183,18 @@ class Worker:
         for source in self._sources.values():
             metrics.declare_source(source.name)
         metrics.SLOTS.set(self._settings.max_concurrent)
-        log.info("worker registered", extra={"worker": worker_id, "batch": batch.name, "shard": self._me.shard})
+        log.info(
+            "worker registered", extra={"worker": worker_id, "batch": batch.name, "shard": self._me.shard}
+        )
 
     def _read_exits(self, conn: Connection, batch_id: int) -> dict[int, Exit]:
-        return {
-            e.egress_id: Exit(e.egress_id, e.source_id, e.proxy and self._keys.open(bytes(e.proxy), proxy_context(e.source, e.name))["url"])
-            for e in sources.egresses(conn, batch_id)
-        }
+        return {e.egress_id: self._exit(e) for e in sources.egresses(conn, batch_id)}
+
+    def _exit(self, egress: EgressRow) -> Exit:
+        if egress.proxy is None:
+            return Exit(egress.egress_id, egress.source_id, None)
+        opened = self._keys.open(bytes(egress.proxy), proxy_context(egress.source, egress.name))
+        return Exit(egress.egress_id, egress.source_id, opened["url"])
 
     def _finish_threads(self, threads: Sequence[threading.Thread]) -> None:
         """Tokens that a shop has rotated are stored before the process goes, whatever it takes."""
@@ -369,7 +391,7 @@ class Worker:
             source=source.name,
             base_url=source.settings.base_url,
             tokens=tokens,
-            exit=self._exit_of(lease.egress_id),
+            way_out=self._exit_of(lease.egress_id),
             database=self._pool.connection,
             timeout_s=source.settings.job_timeout_s,
             stop_at=stop_at,
@@ -386,7 +408,9 @@ class Worker:
     def _judged(
         self, lease: Lease, outcome: Outcome, generation: int | None, rows: Sequence[Row], cost_ms: int = 0
     ) -> Finished:
-        decision = judge(outcome, lease.history, self._sources[lease.source_id].settings.budgets, self._random)
+        decision = judge(
+            outcome, lease.history, self._sources[lease.source_id].settings.budgets, self._random
+        )
         return Finished(lease, outcome, decision, generation, cost_ms, tuple(rows))
 
     def _count(self, finished: Finished) -> None:
@@ -440,7 +464,10 @@ class Worker:
             outcome, rows = interrupted("DatabaseLost"), []
         except Exception as exc:
             log.error("adapter failed", extra={"user_id": crawl.user_id, "where": _where(exc)})
-            outcome, rows = Outcome(Verdict.BUG, type(exc).__name__, "the adapter failed; see the worker's log"), []
+            outcome, rows = (
+                Outcome(Verdict.BUG, type(exc).__name__, "the adapter failed; see the worker's log"),
+                [],
+            )
         finally:
             crawl.close()
             metrics.CRAWLS_RUNNING.labels(source.name).dec()
@@ -491,7 +518,9 @@ class Worker:
                     metrics.DATABASE_ERRORS.labels("heartbeat").inc()
                     log.warning("heartbeat failed", extra={"error": _first_line(exc)})
                     renew_at = 0.0
-                self._shared.done.wait(min(CONTROL_S, self._fleet_clock.tick_s) * self._random.uniform(0.8, 1.0))
+                self._shared.done.wait(
+                    min(CONTROL_S, self._fleet_clock.tick_s) * self._random.uniform(0.8, 1.0)
+                )
 
     def _renew(self, conn: Connection) -> None:
         sent_at = self._clock()
@@ -528,9 +557,14 @@ class Worker:
                 crawl.enforce()
                 if crawl.overdue_s() > GIVE_UP_S and not self._shared.hung:
                     self._shared.hung = True
-                    log.error("a crawl does not end; this worker takes no more", extra={"lease": crawl.lease.lease_id})
+                    log.error(
+                        "a crawl does not end; this worker takes no more",
+                        extra={"lease": crawl.lease.lease_id},
+                    )
             if self._clock() > self._shared.drain_until:
-                self._abort_all(Interrupted("Drained", "the worker was told to stop and this crawl took too long"))
+                self._abort_all(
+                    Interrupted("Drained", "the worker was told to stop and this crawl took too long")
+                )
             if self._clock() - self._shared.renewed_at > self._fleet_clock.stop_after_s:
                 self._lose("permits could not be renewed in time")
             if self._shared.lost:
@@ -613,7 +647,9 @@ def _redacted(outcome: Outcome, crawl: LiveCrawl) -> Outcome:
     """Whatever an adapter puts into its words, its account's secrets do not get out."""
     secrets = [str(value) for value in crawl.credentials.values()]
     snapshot = outcome.snapshot and redact(outcome.snapshot, secrets)
-    return replace(outcome, detail=redact(outcome.detail, secrets)[:500], snapshot=snapshot and snapshot[:8192])
+    return replace(
+        outcome, detail=redact(outcome.detail, secrets)[:500], snapshot=snapshot and snapshot[:8192]
+    )
 
 
 def _bad_record(exc: psycopg.Error) -> Bug:

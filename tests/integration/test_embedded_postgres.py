@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from processes import Watch, descendants
 
 from crawlfleet.errors import CrawlfleetError
+from crawlfleet.local.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres, find_binaries
 
 _OWNER = """
@@ -206,12 +208,21 @@ def test_a_pid_file_that_names_another_program_by_now_is_no_obstacle(state_dir: 
     with EmbeddedPostgres(state_dir) as server:
         kill_server(state_dir)
         pid_file = state_dir / "postgres" / "postmaster.pid"
+        account = pwd.getpwuid(
+            pid_file.stat().st_uid
+        ).pw_name  # PostgreSQL heeds its own account's processes alone
+        other = spawn(
+            ["/bin/sleep", "600"], death_signal=signal.SIGKILL, user=account if os.geteuid() == 0 else None
+        )
         _, *rest = pid_file.read_text().splitlines(keepends=True)
-        pid_file.write_text("".join([f"{os.getpid()}\n", *rest]))
+        pid_file.write_text("".join([f"{other.pid}\n", *rest]))
 
-        server.restart()
-
-        assert answer(server.url) == 42
+        try:
+            server.restart()
+            assert answer(server.url) == 42
+        finally:
+            other.kill()
+            other.wait()
 
 
 def test_an_interrupted_initialisation_is_begun_again(state_dir: Path) -> None:

@@ -35,7 +35,8 @@ class Counters:
 
     def violations(self) -> int:
         """The sum of everything a polite client never does."""
-        return sum(asdict(self).values()) - self.requests - self.peak_in_flight
+        counts: dict[str, int] = asdict(self)
+        return sum(counts.values()) - self.requests - self.peak_in_flight
 
     def as_dict(self) -> dict[str, int]:
         """Every counter by name, and `violations`."""
@@ -172,7 +173,9 @@ class Witness:
             self._counters.account_overlap += 1
         for flights in (mall.flights, egress.flights, self._in_flight):
             flights.add(flight)
-        self._counters.peak_in_flight = max(self._counters.peak_in_flight, len(self._in_flight))
+        if len(self._in_flight) > self._counters.peak_in_flight:
+            self._in_flight = {f for f in self._in_flight if f.alive()}
+            self._counters.peak_in_flight = max(self._counters.peak_in_flight, len(self._in_flight))
         if self._over_cap(egress):
             egress.forget_dead()
             self._counters.cap_exceeded += self._over_cap(egress)

@@ -36,6 +36,7 @@ RECOVERY_S = 600.0
 """Replaying the log after a crash may take longer than a start; giving up would only begin it again."""
 STOP_S = 30.0
 _POLL_S = 0.02
+_LOW_DISK_MB = 64  # a new data folder and its first log files take about as much
 
 _SUPERUSER = "crawlfleet"
 _DATABASE = "crawlfleet"
@@ -256,8 +257,10 @@ class EmbeddedPostgres:
     def _failed(self, what: str) -> DatabaseUnavailable:
         tail = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.exists() else []
         said = "\n".join(tail) or "(empty)"
+        free_mb = shutil.disk_usage(self._state_dir).free // 2**20
+        cause = f" The disk is full: {free_mb} MB free." if free_mb < _LOW_DISK_MB else ""
         return DatabaseUnavailable(
-            f"the embedded PostgreSQL in {self._data_dir} {what}. The end of its log {self._log}:\n{said}"
+            f"the embedded PostgreSQL in {self._data_dir} {what}.{cause} The end of its log {self._log}:\n{said}"
         )
 
     def _forget_foreign_pid(self) -> None:

@@ -72,9 +72,7 @@ class Cafe24:
             if credentials.get(name):  # CSV files have empty cells
                 _check_text(name, credentials[name])
         if not _HOST_LABEL.fullmatch(credentials["mall_id"]):
-            raise BadInput(
-                "cafe24: credential 'mall_id' must be a host label: letters, digits, hyphens"
-            )
+            raise BadInput("cafe24: credential 'mall_id' must be a host label: letters, digits, hyphens")
         if ":" in credentials["client_id"]:
             raise BadInput("cafe24: credential 'client_id' must not hold a colon (RFC 7617)")
         if credentials.get("expires_at") and moment(credentials["expires_at"]) is None:

@@ -18,7 +18,7 @@ import requests
 import urllib3.exceptions as u3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.connectionpool import ConnectionPool
 
 from crawlfleet.errors import Blocked, Bug, Retry
 
@@ -90,10 +90,10 @@ class _KnownConnectionsAdapter(HTTPAdapter):
         self._connections = connections
         super().__init__(pool_connections=2, pool_maxsize=1, max_retries=0)
 
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> HTTPConnectionPool:
-        pool: HTTPConnectionPool = super().get_connection_with_tls_context(*args, **kwargs)
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> ConnectionPool:
+        pool = super().get_connection_with_tls_context(*args, **kwargs)
         known = _KnownHTTPSConnection if pool.scheme == "https" else _KnownHTTPConnection
-        pool.ConnectionCls = functools.partial(known, connections=self._connections)  # type: ignore[assignment]
+        pool.ConnectionCls = functools.partial(known, connections=self._connections)  # type: ignore[attr-defined]  # an instance's own class
         return pool
 
 
@@ -148,10 +148,22 @@ def _verdict(exc: Exception) -> Retry | Blocked | Bug:
     cause = type(exc).__name__
     causes = list(_causes(exc))
     if any(isinstance(c, (requests.exceptions.ProxyError, u3.ProxyError)) for c in causes):
-        return Blocked("ProxyRefused", "the egress's proxy refused or could not be reached; check its Secret and address", never_sent=True)
-    if any(isinstance(c, (u3.ConnectTimeoutError, u3.NewConnectionError, u3.NameResolutionError)) for c in causes):
-        return Retry("ConnectFailed", "the shop could not be reached; check that it is up and its baseURL", never_sent=True)
-    if any(isinstance(c, (requests.exceptions.ReadTimeout, u3.ReadTimeoutError, TimeoutError)) for c in causes):
+        return Blocked(
+            "ProxyRefused",
+            "the egress's proxy refused or could not be reached; check its Secret and address",
+            never_sent=True,
+        )
+    if any(
+        isinstance(c, (u3.ConnectTimeoutError, u3.NewConnectionError, u3.NameResolutionError)) for c in causes
+    ):
+        return Retry(
+            "ConnectFailed",
+            "the shop could not be reached; check that it is up and its baseURL",
+            never_sent=True,
+        )
+    if any(
+        isinstance(c, (requests.exceptions.ReadTimeout, u3.ReadTimeoutError, TimeoutError)) for c in causes
+    ):
         return Retry("ReadTimeout", f"the shop sent nothing for {READ_S:.0f} s")
     if any(isinstance(c, (requests.exceptions.InvalidURL, u3.LocationValueError)) for c in causes):
         return Bug("BadURL", "the address to be requested is not valid; check baseURL and mall_id")

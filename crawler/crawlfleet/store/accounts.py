@@ -40,7 +40,9 @@ def locked_imports(conn: Connection, source_id: int, users: Sequence[int]) -> di
     return {user: bytes(imported) for user, imported in rows}
 
 
-def put_accounts(conn: Connection, source_id: int, accounts: Sequence[SealedAccount], renewed: set[int]) -> None:
+def put_accounts(
+    conn: Connection, source_id: int, accounts: Sequence[SealedAccount], renewed: set[int]
+) -> None:
     """Insert or update accounts; only those in `renewed` get new credentials where they exist already."""
     ordered = sorted(accounts, key=lambda a: a.user_id)
     conn.execute(
@@ -89,7 +91,9 @@ def intend_refresh(conn: Connection, source_id: int, user_id: int, seen: Stored,
     return row is not None
 
 
-def store_refresh(conn: Connection, source_id: int, user_id: int, generation: int, credentials: bytes) -> bool:
+def store_refresh(
+    conn: Connection, source_id: int, user_id: int, generation: int, credentials: bytes
+) -> bool:
     """Store the reply by compare-and-swap on the generation; False if newer credentials are there."""
     with transaction(conn):
         row = conn.execute(
@@ -99,12 +103,20 @@ def store_refresh(conn: Connection, source_id: int, user_id: int, generation: in
     return row is not None
 
 
-def end_try(conn: Connection, source_id: int, user_id: int, generation: int, lease_id: int, tries: int) -> None:
+def end_try(
+    conn: Connection, source_id: int, user_id: int, generation: int, lease_id: int, tries: int
+) -> None:
     """The POST of this lease has ended and decided nothing; `tries` 0: it was never sent, 1: that is in doubt."""
     with transaction(conn):
         conn.execute(
             sql("end_try"),
-            {"source": source_id, "user": user_id, "generation": generation, "lease": lease_id, "tries": tries},
+            {
+                "source": source_id,
+                "user": user_id,
+                "generation": generation,
+                "lease": lease_id,
+                "tries": tries,
+            },
         )
 
 
@@ -118,7 +130,9 @@ def show_account(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
     return conn.execute(sql("show_account"), {"user": user_id}).fetchall()
 
 
-def set_state(conn: Connection, user_id: int, source: str | None, state: str, reason: str | None) -> list[str]:
+def set_state(
+    conn: Connection, user_id: int, source: str | None, state: str, reason: str | None
+) -> list[str]:
     """Enable or disable a user's accounts; returns the names of the sources that had one."""
     with transaction(conn):
         rows = conn.execute(

@@ -107,7 +107,9 @@ def why(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
     return conn.execute(sql("why"), {"user": user_id}).fetchall()
 
 
-def results(conn: Connection, batch_id: int, source: str | None, kind: str | None) -> Iterator[tuple[Any, ...]]:
+def results(
+    conn: Connection, batch_id: int, source: str | None, kind: str | None
+) -> Iterator[tuple[Any, ...]]:
     """(user id, source, kind, external id, fetched at, body) of every item, streamed by a server-side cursor."""
     with transaction(conn, long=True), conn.cursor(name="results") as cursor:
         cursor.itersize = 1000

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 from crawlfleet.errors import CrawlfleetError
 from crawlfleet.politeness import BANNED_AFTER
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
 from crawlfleet.store.turn import Lease, permit_keys
-
-T = TypeVar("T")
 
 _HOUSEKEEPING = 0x686F7573  # "hous": the advisory lock of the housekeeper
 
@@ -68,7 +66,9 @@ def read_clock(conn: Connection) -> Clock:
     """The fleet's clock."""
     row = conn.execute(sql("clock")).fetchone()
     if row is None:
-        raise CrawlfleetError("the table `fleet` has lost its row; restore it from a backup or migrate an empty database")
+        raise CrawlfleetError(
+            "the table `fleet` has lost its row; restore it from a backup or migrate an empty database"
+        )
     return Clock(*row)
 
 
@@ -97,7 +97,9 @@ def read_control(conn: Connection, worker_id: int) -> Control | None:
         row = conn.execute(sql("control"), {"worker": worker_id}).fetchone()
     if row is None:
         return None
-    return Control(*row[:7], {int(egress): (cut, cools) for egress, (cut, cools) in row[7].items()})
+    cuts = {int(egress): (cut, cools) for egress, (cut, cools) in row[7].items()}
+    values: list[Any] = [*row[:7], cuts]
+    return Control(*values)
 
 
 def end_worker(conn: Connection, worker_id: int) -> None:
@@ -124,39 +126,43 @@ class Chores:
 
 def housekeep(conn: Connection) -> Chores:
     """One round of all chores, each in its own transaction; those that another housekeeper is at are skipped."""
-    ticked = _chore(conn, lambda: conn.execute(sql("advance_tick")).rowcount > 0)
-    rescued = _chore(conn, lambda: conn.execute(sql("rescue")).rowcount)
-    _chore(conn, lambda: conn.execute(sql("end_silent_workers")).rowcount)
-    _chore(conn, lambda: conn.execute(sql("move_accounts"), {"banned_after": BANNED_AFTER}).rowcount)
+    banned = {"banned_after": BANNED_AFTER}
+    ticked = _chore(conn, _rows, "advance_tick", {})
+    rescued = _chore(conn, _rows, "rescue", {})
+    _chore(conn, _rows, "end_silent_workers", {})
+    _chore(conn, _rows, "move_accounts", banned)
     promoted = closed = 0
-    for batch_id, stopped, _, count_due in conn.execute(sql("open_batches")).fetchall():
-        promoted += _chore(conn, lambda b=batch_id: conn.execute(sql("promote"), {"batch": b}).rowcount) or 0
-        _chore(conn, lambda b=batch_id: conn.execute(sql("move_ready_tasks"), _moving(b)).rowcount)
+    for batch_id, stopped, count_due in conn.execute(sql("open_batches")).fetchall():
+        batch = {"batch": batch_id}
+        promoted += _chore(conn, _rows, "promote", batch)
+        _chore(conn, _rows, "move_ready_tasks", batch | banned)
         if stopped:
-            _chore(conn, lambda b=batch_id: conn.execute(sql("cancel_unbegun"), {"batch": b}).rowcount)
+            _chore(conn, _rows, "cancel_unbegun", batch)
         if count_due:
-            _chore(conn, lambda b=batch_id: count_progress(conn, b))
-        closed += _chore(conn, lambda b=batch_id: close_batch(conn, b)) or 0
+            _chore(conn, count_progress, batch_id)
+        closed += _chore(conn, close_batch, batch_id)
     for (batch_id,) in conn.execute(sql("retired_batches")).fetchall():
-        _chore(conn, lambda b=batch_id: delete_chunk(conn, b))
-    return Chores(bool(ticked), rescued or 0, promoted, closed)
+        _chore(conn, delete_chunk, batch_id)
+    return Chores(ticked > 0, rescued, promoted, closed)
 
 
-def _moving(batch_id: int) -> dict[str, int]:
-    return {"batch": batch_id, "banned_after": BANNED_AFTER}
-
-
-def _chore(conn: Connection, do: Callable[[], T]) -> T | None:
+def _chore(conn: Connection, do: Callable[..., int], *args: Any) -> int:
     with transaction(conn):
         if conn.execute(sql("try_housekeeping"), {"lock": _HOUSEKEEPING}).fetchone() == (True,):
-            return do()
-    return None
+            return do(conn, *args)
+    return 0
 
 
-def count_progress(conn: Connection, batch_id: int) -> None:
-    """Write the batch's counts by state and verdict for everybody who watches it."""
-    for statement in ("forget_progress", "count_progress", "stamp_progress"):
-        conn.execute(sql(statement), {"batch": batch_id})
+def _rows(conn: Connection, statement: str, params: Mapping[str, int]) -> int:
+    return conn.execute(sql(statement), params).rowcount
+
+
+def count_progress(conn: Connection, batch_id: int) -> int:
+    """Write the batch's counts by state and verdict for everybody who watches it; how many rows they took."""
+    batch = {"batch": batch_id}
+    conn.execute(sql("forget_progress"), batch)
+    conn.execute(sql("stamp_progress"), batch)
+    return conn.execute(sql("count_progress"), batch).rowcount
 
 
 def close_batch(conn: Connection, batch_id: int) -> int:
@@ -173,8 +179,10 @@ def close_batch(conn: Connection, batch_id: int) -> int:
     return conn.execute(sql("close_batch"), {"batch": batch_id}).rowcount
 
 
-def delete_chunk(conn: Connection, batch_id: int) -> None:
-    """Delete one chunk of a retired batch's tasks; the batch itself goes last."""
-    if conn.execute(sql("delete_tasks"), {"batch": batch_id}).rowcount == 0:
+def delete_chunk(conn: Connection, batch_id: int) -> int:
+    """Delete one chunk of a retired batch's tasks, the batch itself last; returns the tasks deleted."""
+    deleted = conn.execute(sql("delete_tasks"), {"batch": batch_id}).rowcount
+    if deleted == 0:
         conn.execute(sql("delete_failures"), {"batch": batch_id})
         conn.execute(sql("delete_batch"), {"batch": batch_id})
+    return deleted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 from importlib.resources import files
-from typing import LiteralString, NamedTuple, cast
+from typing import LiteralString, NamedTuple
 
 from crawlfleet.errors import CrawlfleetError
 from crawlfleet.store.connection import Connection, connect, transaction
@@ -52,9 +52,11 @@ def _apply(conn: Connection, migration: Migration) -> bool:
     with transaction(conn):
         conn.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
         conn.execute(_TABLE)
-        row = conn.execute("select checksum from schema_migration where version = %s", (migration.version,)).fetchone()
+        row = conn.execute(
+            "select checksum from schema_migration where version = %s", (migration.version,)
+        ).fetchone()
         if row is None:
-            conn.execute(cast(LiteralString, migration.text))
+            conn.execute(migration.text)
             conn.execute(
                 "insert into schema_migration (version, name, checksum) values (%s, %s, %s)",
                 (migration.version, migration.name, migration.checksum),
@@ -81,7 +83,7 @@ def check_schema(conn: Connection) -> None:
     """Raise SchemaMismatch unless exactly the shipped migrations are applied."""
     if conn.execute("select to_regclass('schema_migration')").fetchone() == (None,):
         raise SchemaMismatch("the database has no crawlfleet schema; run `crawlfleet migrate`")
-    applied = {v: c for v, c in conn.execute("select version, checksum from schema_migration")}
+    applied: dict[int, str] = dict(conn.execute("select version, checksum from schema_migration").fetchall())
     for migration in available():
         if applied.pop(migration.version, None) != migration.checksum:
             raise SchemaMismatch(

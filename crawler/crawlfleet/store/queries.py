@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 HEADER = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
@@ -30,4 +30,4 @@ def sql(name: str, **literals: int) -> LiteralString:
     text = _statements()[name]
     for word, number in literals.items():
         text = text.replace("{" + word + "}", str(int(number)))
-    return cast(LiteralString, text)
+    return text

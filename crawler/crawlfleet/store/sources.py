@@ -59,14 +59,19 @@ def put_source(conn: Connection, name: str, egresses: Sequence[EgressSpec]) -> i
     Raises BadInput if another source already goes out by one of these exits.
     """
     with transaction(conn):
-        conn.execute(sql("add_source"), {"name": name})
-        source_id = _one(conn, "find_source", {"name": name})
+        source_id = source_id_of(conn, name)
         conn.execute(sql("remove_egresses"), {"source": source_id, "names": [e.name for e in egresses]})
         for egress in egresses:
             _refuse_shared_exit(conn, name, egress)
             egress_id = _one(conn, "put_egress", asdict(egress) | {"source": source_id})
             conn.execute(sql("add_permits"), {"egress": egress_id, "source": source_id, "cap": egress.cap})
     return source_id
+
+
+def source_id_of(conn: Connection, name: str) -> int:
+    """The source's id; it is added if it is new. Its row is locked until the transaction ends."""
+    conn.execute(sql("add_source"), {"name": name})
+    return _one(conn, "find_source", {"name": name})
 
 
 def _refuse_shared_exit(conn: Connection, name: str, egress: EgressSpec) -> None:

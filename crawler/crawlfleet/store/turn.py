@@ -138,7 +138,10 @@ def _park_accounts(conn: Connection, refused: Sequence[Finished]) -> None:
         conn.execute(
             sql("park_accounts"),
             _accounts(refused)
-            | {"generations": [f.generation for f in refused], "reasons": [f.outcome.reason for f in refused]},
+            | {
+                "generations": [f.generation for f in refused],
+                "reasons": [f.outcome.reason for f in refused],
+            },
         )
 
 
@@ -167,11 +170,14 @@ def _change_egresses(conn: Connection, ours: Sequence[Finished], random: Random)
     """Tell the egresses what their crawls met. Successes only matter while an egress recovers (its cut is not 0)."""
     seen = sorted(((f.lease.egress_id, _seen(f)) for f in ours), key=lambda pair: pair[0])
     telling = {egress: [s for _, s in group] for egress, group in groupby(seen, key=lambda pair: pair[0])}
-    telling = {e: crawls for e, crawls in telling.items() if any(is_telling(s, recovering=s.cut > 0) for s in crawls)}
+    telling = {
+        e: crawls for e, crawls in telling.items() if any(is_telling(s, recovering=s.cut > 0) for s in crawls)
+    }
     if not telling:
         return
     for row in conn.execute(sql("lock_egresses"), {"egresses": list(telling)}).fetchall():
-        egress = Egress(*row[:6], tuple(row[6]), *row[7:])
+        values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
+        egress = Egress(*values)
         change = after(egress, telling[egress.egress_id], random)
         if change != Change(egress):
             _write_change(conn, egress, change)
@@ -195,12 +201,16 @@ def _write_change(conn: Connection, before: Egress, change: Change) -> None:
 
 
 def _seen(f: Finished) -> Seen:
-    return Seen(f.outcome.verdict, f.lease.user_id, f.lease.cut, f.outcome.retry_after_s, f.outcome.account_only)
+    return Seen(
+        f.outcome.verdict, f.lease.user_id, f.lease.cut, f.outcome.retry_after_s, f.outcome.account_only
+    )
 
 
 def write_items(conn: Connection, crawls: Sequence[tuple[Lease, Sequence[Row]]]) -> None:
     """Upsert items, sorted by key; of two with one key the last counts."""
-    rows = {(lease.user_id, lease.source_id, r.kind, r.external_id): r for lease, rows in crawls for r in rows}
+    rows = {
+        (lease.user_id, lease.source_id, r.kind, r.external_id): r for lease, rows in crawls for r in rows
+    }
     if not rows:
         return
     keys = sorted(rows)
@@ -294,4 +304,8 @@ def _take_from(conn: Connection, me: Identity, room: Room, most: int) -> list[Le
 def read_back(conn: Connection, me: Identity) -> list[Lease]:
     """The leases that this registration really holds, after a reply was lost."""
     rows = conn.execute(sql("read_back"), {"worker": me.worker_id})
-    return [Lease(*row[:9], History(*row[9:])) for row in rows]
+    return [_lease([*row[:9], History(*row[9:])]) for row in rows]
+
+
+def _lease(values: list[Any]) -> Lease:
+    return Lease(*values)

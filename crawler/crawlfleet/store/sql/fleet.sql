@@ -156,7 +156,7 @@ where t.batch_id = %(batch)s and k.source_id = t.source_id and k.user_id = t.use
 
 -- name: open_batches
 -- The batches that housekeeping looks after.
-select batch_id, stop <> 'none', total, clock_timestamp() - counted_at >= make_interval(secs => least(5, 0.5 + total / 20000.0))
+select batch_id, stop <> 'none', clock_timestamp() - counted_at >= make_interval(secs => least(5, 0.5 + total / 20000.0))
 from batch where state = 'running'
 
 -- name: cancel_unbegun

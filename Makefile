@@ -1,0 +1,58 @@
+# `make` lists the targets. Everything they install goes into .venv, apart from Debian packages (scripts/system-packages).
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+HAS_POSTGRES := test -n "$$CRAWLFLEET_DATABASE_URL" || ls /usr/lib/postgresql/*/bin/initdb || test -x "$$(pg_config --bindir)/initdb"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup deps test-deps run test lint format lock bench chaos clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.installed ## install crawlfleet and its tools into .venv, if anything changed
+
+.venv/.installed: requirements.lock pyproject.toml | deps
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps -e .
+	@touch $@
+
+deps: ## install the Debian packages that running needs (as root), or say which
+	@scripts/system-packages python3-venv '$(PYTHON) -c "import ensurepip"' postgresql '$(HAS_POSTGRES)'
+
+test-deps: ## the same for the tests
+	@scripts/system-packages pgbouncer 'test -x /usr/sbin/pgbouncer'
+
+run: setup ## crawl the stand-in shops with a local fleet, to the end
+	$(BIN)/crawlfleet run --shops -f k8s/samples/local-batch.yaml
+
+test: setup test-deps ## run the tests
+	$(BIN)/pytest --ignore=tests/benchmarks
+
+lint: setup ## check style, formatting, types and the direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+	$(BIN)/lint-imports
+
+format: setup ## format the code
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+lock: setup ## raise every dependency to its newest version in requirements.lock
+	$(BIN)/pip install --quiet pip-tools
+	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes \
+	  --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --unsafe-package crawlfleet --extra dev --extra bench --output-file requirements.lock pyproject.toml
+	@sed -i '/^# WARNING/,$$d' requirements.lock # about crawlfleet itself, which is installed from here
+
+bench: setup test-deps ## measure
+	$(BIN)/pytest -s tests/benchmarks
+
+chaos: setup test-deps ## kill workers, browsers and databases, and count what is lost
+	$(BIN)/pytest -s tests/chaos
+
+clean: ## remove what the other targets made
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,228 @@
+"""The stand-in shops over real sockets, directly and through a real proxy."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from http_proxy import HttpProxy
+
+from crawlfleet.demo.cafe24 import CLIENT_ID, ShopConfig, client_secret, refresh_token
+from crawlfleet.demo.server import ShopServer, serve
+from crawlfleet.demo.violations import Agreement
+
+CONFIG = ShopConfig()
+ORDERS = "api/v2/admin/orders"
+TIMEOUT_S = 10
+
+
+@pytest.fixture
+def shops() -> Iterator[ShopServer]:
+    with ShopServer(CONFIG) as server:
+        yield server
+
+
+@pytest.fixture
+def client() -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        session.headers["X-Cafe24-Api-Version"] = "2025-12-01"
+        yield session
+
+
+def refresh(
+    shops: ShopServer, client: requests.Session, mall: str = "demo1", **kwargs: Any
+) -> requests.Response:
+    form = {"grant_type": "refresh_token", "refresh_token": refresh_token(CONFIG, mall)}
+    auth = (CLIENT_ID, client_secret(CONFIG))
+    url = f"{shops.url}/{mall}/api/v2/oauth/token"
+    return client.post(url, data=form, auth=auth, timeout=TIMEOUT_S, **kwargs)
+
+
+def get_orders(
+    shops: ShopServer,
+    client: requests.Session,
+    timeout_s: float = TIMEOUT_S,
+    mall: str = "demo1",
+    **kwargs: Any,
+) -> requests.Response:
+    """One page of orders; the first call of a client gets its token."""
+    if "Authorization" not in client.headers:
+        client.headers["Authorization"] = (
+            "Bearer " + refresh(shops, client, mall, **kwargs).json()["access_token"]
+        )
+    window = {"start_date": str(shops.shop.today), "end_date": str(shops.shop.today)}
+    return client.get(f"{shops.url}/{mall}/{ORDERS}", params=window, timeout=timeout_s, **kwargs)
+
+
+def test_a_client_refreshes_and_reads_orders_over_one_connection(
+    shops: ShopServer, client: requests.Session
+) -> None:
+    local_ports = set()
+    for _ in range(3):
+        reply = get_orders(shops, client, stream=True)
+        local_ports.add(reply.raw.connection.sock.getsockname())
+        assert len(reply.json()["orders"]) == 1
+    assert len(local_ports) == 1
+    assert reply.headers["X-Api-Call-Limit"] == "3/40"
+
+
+def test_the_counters_are_served(shops: ShopServer, client: requests.Session) -> None:
+    get_orders(shops, client)
+    counters = client.get(f"{shops.url}/_counters", timeout=TIMEOUT_S).json()
+    assert counters == shops.witness.counters().as_dict()
+    assert (counters["requests"], counters["peak_in_flight"], counters["violations"]) == (2, 1, 0)
+
+
+def test_traps_are_switched_by_http(shops: ShopServer, client: requests.Session) -> None:
+    change = {"malls": {"demo1": {"maintenance": True}}}
+    shown = client.post(f"{shops.url}/_control", json=change, timeout=TIMEOUT_S).json()
+    assert shown == client.get(f"{shops.url}/_control", timeout=TIMEOUT_S).json()
+    assert shown["malls"] == change["malls"]
+    assert refresh(shops, client).status_code == 503
+
+
+@pytest.mark.parametrize("body", ['{"all": {"drop": true}}', "{", "[]"])
+def test_a_wrong_switch_is_refused_with_the_reason(
+    shops: ShopServer, client: requests.Session, body: str
+) -> None:
+    reply = client.post(f"{shops.url}/_control", data=body, timeout=TIMEOUT_S)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"]
+
+
+def test_a_path_of_no_mall_is_not_found(shops: ShopServer, client: requests.Session) -> None:
+    assert client.get(f"{shops.url}/", timeout=TIMEOUT_S).status_code == 404
+    assert client.get(f"{shops.url}/demo1/api/v2/admin", timeout=TIMEOUT_S).status_code == 404
+
+
+def test_a_truncated_reply_is_cut_short(shops: ShopServer, client: requests.Session) -> None:
+    get_orders(shops, client)
+    shops.switch(truncated=True)
+    with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
+        get_orders(shops, client)
+
+
+def test_a_dripping_reply_never_ends_but_its_client_may_leave(
+    shops: ShopServer, client: requests.Session
+) -> None:
+    get_orders(shops, client)
+    shops.switch(drip=True)
+    with get_orders(shops, client, stream=True) as reply:
+        assert reply.raw.read(2) == b"  "
+    shops.switch(drip=False)
+    assert get_orders(shops, client).status_code == 200
+    assert shops.witness.counters().violations() == 0
+
+
+def test_a_slow_reply_is_given_up_without_an_overlap(shops: ShopServer, client: requests.Session) -> None:
+    get_orders(shops, client)
+    shops.switch(slow_s=60)
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        get_orders(shops, client, timeout_s=0.1)
+    shops.switch(slow_s=0)
+    assert get_orders(shops, client).status_code == 200
+    assert shops.witness.counters().violations() == 0
+
+
+def test_two_requests_at_once_are_an_overlap(shops: ShopServer, client: requests.Session) -> None:
+    get_orders(shops, client)
+    shops.switch(slow_s=0.3)
+    with ThreadPoolExecutor(2) as pool:
+        replies = list(pool.map(lambda _: get_orders(shops, client), range(2)))
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert shops.witness.counters().account_overlap == 1
+
+
+def test_a_lost_refresh_reply_took_effect(shops: ShopServer, client: requests.Session) -> None:
+    shops.switch(lose_refresh_reply=True)
+    with pytest.raises(requests.exceptions.ConnectionError):
+        refresh(shops, client)
+    shops.switch(lose_refresh_reply=False)
+    assert refresh(shops, client).json()["error"] == "invalid_grant"
+
+
+def test_a_huge_page_arrives_whole(shops: ShopServer, client: requests.Session) -> None:
+    get_orders(shops, client)
+    shops.switch_mall("demo1", huge_page_bytes=3_000_000)
+    reply = get_orders(shops, client)
+    assert len(reply.content) == int(reply.headers["Content-Length"]) > 3_000_000
+    assert len(reply.json()["orders"]) == 1
+
+
+def test_a_stop_hangs_up_on_waiting_clients(client: requests.Session) -> None:
+    with ShopServer(CONFIG) as shops, ThreadPoolExecutor(1) as pool:
+        get_orders(shops, client)
+        shops.switch(slow_s=60)
+        waiting = pool.submit(get_orders, shops, client)
+        while shops.witness.counters().requests < 3:
+            waiting.done()
+        shops.stop()
+        assert isinstance(waiting.exception(TIMEOUT_S), requests.exceptions.ConnectionError)
+
+
+def test_serve_returns_the_counters_when_it_is_stopped(client: requests.Session) -> None:
+    stop = threading.Event()
+
+    def ready(url: str) -> None:
+        client.get(f"{url}/demo1/{ORDERS}", timeout=TIMEOUT_S)
+        stop.set()
+
+    assert serve(0, CONFIG, stop=stop, ready=ready).requests == 1
+
+
+def test_a_hundred_clients_at_once_are_served(shops: ShopServer) -> None:
+    def crawl(user_id: int) -> int:
+        with requests.Session() as client:
+            client.trust_env = False
+            client.headers["X-Cafe24-Api-Version"] = "2025-12-01"
+            return sum(get_orders(shops, client, mall=f"demo{user_id}").ok for _ in range(3))
+
+    with ThreadPoolExecutor(100) as pool:
+        assert sum(pool.map(crawl, range(1, 101))) == 300
+    counters = shops.witness.counters()
+    assert (counters.requests, counters.violations()) == (400, 0)
+
+
+def test_a_proxy_is_an_egress_of_its_own(client: requests.Session) -> None:
+    config = ShopConfig(agreement=Agreement(reaction_s=0.0))
+    with ShopServer(config) as shops, HttpProxy("exit1") as proxy:
+        through = {"http": proxy.url}
+        get_orders(shops, client, proxies=through)
+        shops.switch(ban_s=60)
+        assert get_orders(shops, client, proxies=through).status_code == 403
+        shops.switch_mall("demo1", ban_s=0)
+        assert get_orders(shops, client).status_code == 200
+        assert get_orders(shops, client, proxies=through).status_code == 403
+        assert (shops.witness.counters().during_ban, proxy.requests) == (1, 4)
+
+
+def test_a_proxy_can_demand_credentials(shops: ShopServer, client: requests.Session) -> None:
+    with HttpProxy("exit1", credentials=("user", "secret")) as proxy:
+        assert refresh(shops, client, proxies={"http": proxy.url}).status_code == 200
+        without = proxy.url.replace("user:secret@", "")
+        assert refresh(shops, client, proxies={"http": without}).status_code == 407
+        assert (proxy.requests, proxy.refused) == (1, 1)
+
+
+def test_a_proxy_says_when_the_shop_is_not_there(client: requests.Session) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        with HttpProxy("exit1") as proxy:
+            assert client.get(url, proxies={"http": proxy.url}, timeout=TIMEOUT_S).status_code == 502
+
+
+def test_a_client_that_leaves_the_proxy_leaves_the_shop(shops: ShopServer, client: requests.Session) -> None:
+    with HttpProxy("exit1") as proxy:
+        get_orders(shops, client, proxies={"http": proxy.url})
+        shops.switch(drip=True)
+        with get_orders(shops, client, proxies={"http": proxy.url}, stream=True) as reply:
+            assert reply.raw.read(1) == b" "
+    shops.stop()
+    assert shops.witness.counters().violations() == 0
