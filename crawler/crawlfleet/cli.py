@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -24,13 +24,22 @@ from rich.table import Table
 from crawlfleet import __version__, apply, logs
 from crawlfleet.accounts import format_of, read_accounts
 from crawlfleet.credentials import KeyRing
+from crawlfleet.demo.cafe24 import ShopConfig, demo_accounts
+from crawlfleet.demo.server import serve
+from crawlfleet.demo.violations import Agreement
+from crawlfleet.doctor import examine
 from crawlfleet.errors import BadInput, CrawlfleetError, Verdict
-from crawlfleet.local.watch import line, progress, summary, waits_for
+from crawlfleet.local import run, shops
+from crawlfleet.local.postgres import EmbeddedPostgres
+from crawlfleet.local.watch import duration, line, progress, summary, waits_for
+from crawlfleet.manifests import load
+from crawlfleet.settings import WorkerSettings
 from crawlfleet.sources import Adapter
 from crawlfleet.store import accounts, batches
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.store.migrations import check_schema, migrate
 from crawlfleet.store.sources import source_names
+from crawlfleet.worker import run_worker
 
 Arguments = argparse.Namespace
 INTERRUPTED = 130
@@ -58,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"crawlfleet {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = _command(commands, "run", _run, "run manifests on a local fleet, to the end")
-    run.add_argument(
+    running = _command(commands, "run", _run, "run manifests on a local fleet, to the end")
+    running.add_argument(
         "-f",
         "--file",
         action="append",
@@ -68,12 +77,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a manifest; may be repeated",
     )
-    run.add_argument("--workers", type=_positive, help="worker processes (default: spec.workers)")
-    run.add_argument(
+    running.add_argument("--workers", type=_positive, help="worker processes (default: spec.workers)")
+    running.add_argument(
         "--accounts", type=Path, metavar="FILE", help="import these accounts first (JSONL or CSV)"
     )
-    run.add_argument("--shops", action="store_true", help="start the stand-in shop and import its accounts")
-    run.add_argument(
+    running.add_argument(
+        "--shops", action="store_true", help="start the stand-in shop and import its accounts"
+    )
+    running.add_argument(
         "-o",
         "--output",
         choices=["text", "json"],
@@ -115,10 +126,22 @@ def _parser() -> argparse.ArgumentParser:
         "what a crawler pod runs; settings come from the environment",
         database=False,
     )
-    shops = _command(commands, "shops", _shops, "serve the stand-in shop on loopback", database=False)
-    shops.add_argument("--port", type=_positive, default=8024)
-    shops.add_argument(
-        "--users", type=_positive, default=100, help="write accounts of that many sellers to stdout"
+    serving = _command(commands, "shops", _shops, "serve the stand-in shop on loopback", database=False)
+    serving.add_argument("--port", type=_positive, default=8024)
+    serving.add_argument(
+        "--users", type=_number, default=100, help="write the accounts of that many sellers to stdout"
+    )
+    serving.add_argument(
+        "--cap",
+        type=_number,
+        default=0,
+        help="count more malls at once than this as a violation (0: unchecked)",
+    )
+    serving.add_argument(
+        "--pace",
+        type=float,
+        default=0.0,
+        help="count more requests a second than this as a violation (0: unchecked)",
     )
     _command(commands, "migrate", _migrate, "bring the database's schema up to date")
     _command(commands, "doctor", _doctor, "check database, schema, keys and sources")
@@ -175,6 +198,10 @@ def _command(
     return parser
 
 
+def _number(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) < 2**63):
         raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
@@ -193,8 +220,6 @@ def _database(arguments: Arguments) -> Iterator[tuple[str, Any]]:
     if arguments.database_url:
         yield arguments.database_url, None
         return
-    from crawlfleet.local.postgres import EmbeddedPostgres
-
     with EmbeddedPostgres(arguments.state_dir) as postgres:
         migrate(postgres.url)
         yield postgres.url, postgres
@@ -232,59 +257,43 @@ def _batch(conn: Connection, name: str) -> batches.Batch:
 
 
 def _run(arguments: Arguments) -> int:
-    from crawlfleet import manifests as documents
-    from crawlfleet.local import run
-
-    manifests = documents.load(arguments.file)
+    manifests = load(arguments.file)
     if not manifests.batches:
         raise BadInput("no CrawlBatch in " + ", ".join(map(str, arguments.file)))
     adapters = apply.adapters(manifests)
     as_json = arguments.output == "json"
-    console = Console(stderr=as_json, force_terminal=False if as_json else None)
+    console = Console(stderr=as_json)
     interrupt = run.Interrupt()
-    with _database(arguments) as (url, postgres), interrupt.installed():
+    counted: dict[str, Any] = {}
+    with interrupt.installed(), _database(arguments) as (url, postgres), ExitStack() as shop:
         keys_file = _keys_file(arguments)
         keys = KeyRing.load(keys_file)
+        shop_url = shop.enter_context(shops.running_shop(manifests)) if arguments.shops else None
         with connect(url, "crawlfleet run") as conn:
             check_schema(conn)
             apply.declare(conn, keys, manifests)
+            if arguments.shops:
+                apply.import_accounts(conn, keys, shops.shop_accounts(shops.USERS))
             if arguments.accounts:
                 _import_file(conn, keys, str(arguments.accounts), adapters)
-            shop = _start_shop(conn, keys, manifests) if arguments.shops else None
         local = run.LocalRun(
             url, keys_file, arguments.state_dir / "logs", console, postgres, arguments.workers
         )
-        try:
-            told = []
-            for batch in manifests.batches:
-                told.append(run.run_batch(local, manifests, batch, interrupt))
-                if interrupt.count:
-                    break
-        finally:
-            counters = shop.stop() if shop else None
-    return _tell(console, told, as_json, counters, interrupt.count)
-
-
-def _tell(console: Console, told: list[dict[str, Any]], as_json: bool, counters: Any, interrupts: int) -> int:
-    from crawlfleet.local.run import OPEN, print_summary, program_name
-
-    for summed in told:
-        print_summary(console, summed, program_name())
-    if counters:
-        console.print("the shop's politeness counters:", counters, highlight=False)
+        told = run.run_batches(local, manifests, interrupt)
+        if shop_url:
+            counted = shops.counters(shop_url)
+    _tell(console, told, counted)
     if as_json:
         print(json.dumps(told[-1], ensure_ascii=False))
-    if interrupts:
-        return INTERRUPTED
-    if any(summed["state"] == OPEN for summed in told):
-        return 1
-    return 0 if all(summed["reason"] == "AllSucceeded" for summed in told) else 3
+    return INTERRUPTED if interrupt.count else run.exit_code(told)
 
 
-def _start_shop(conn: Connection, keys: KeyRing, manifests: Any) -> Any:
-    from crawlfleet.demo.shop import StandInShop
-
-    return StandInShop.start(conn, keys, manifests)
+def _tell(console: Console, told: Sequence[dict[str, Any]], counted: dict[str, Any]) -> None:
+    for summed in told:
+        run.print_summary(console, summed)
+    if counted:
+        words = ", ".join(f"{name} {number}" for name, number in counted.items())
+        console.print(f"\nthe shop's politeness counters: {words}", highlight=False)
 
 
 def _import(arguments: Arguments) -> int:
@@ -307,11 +316,7 @@ def _opened(name: str) -> Iterator[BinaryIO]:
     if name == "-":
         yield sys.stdin.buffer
         return
-    try:
-        file = Path(name).open("rb")
-    except OSError as exc:
-        raise BadInput(f"cannot read {name}: {exc.strerror}") from exc
-    with file:
+    with _or_bad_input("read", Path(name)), Path(name).open("rb") as file:
         yield file
 
 
@@ -391,7 +396,7 @@ def _print_status(conn: Connection, batch: batches.Batch) -> None:
     print(
         f"  {line(p, rate, waiting)}"
         if batch.state != "closed"
-        else f"  {p.done}/{p.total} done, {p.failed} failed, {p.cancelled} cancelled, took {eta_of(batch)}"
+        else f"  {p.done}/{p.total} done, {p.failed} failed, {p.cancelled} cancelled, took {duration(batch.seconds or 0.0)}"
     )
     for source, verdicts in summary(conn, batch)["failures"].items():
         print(f"  {source} failures: " + ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items()))
@@ -450,12 +455,16 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
-    try:
-        file = path.open("w", encoding="utf-8", newline="")
-    except OSError as exc:
-        raise BadInput(f"cannot write {path}: {exc.strerror}") from exc
-    with file:
+    with _or_bad_input("write", path), path.open("w", encoding="utf-8", newline="") as file:
         yield file
+
+
+@contextmanager
+def _or_bad_input(do: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise BadInput(f"cannot {do} {path}: {exc.strerror}") from exc
 
 
 def _retry(arguments: Arguments) -> int:
@@ -486,26 +495,29 @@ def _drain(arguments: Arguments) -> int:
 
 
 def _worker(arguments: Arguments) -> int:
-    from crawlfleet.settings import WorkerSettings
-    from crawlfleet.worker import run_worker
-
     settings = WorkerSettings.from_environment(os.environ)
     logs.set_up(as_json=settings.log_json)
     return run_worker(settings)
 
 
 def _shops(arguments: Arguments) -> int:
-    from crawlfleet.demo.shop import StandInShop
+    config = ShopConfig(agreement=Agreement(malls_per_egress=arguments.cap, pace_per_s=arguments.pace))
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
 
-    with StandInShop.serving(arguments.port) as shop:
-        for account in shop.accounts(arguments.users):
-            print(json.dumps(account, ensure_ascii=False), flush=True)
-        print(f"stand-in shop at {shop.base_url}; Ctrl-C ends it", file=sys.stderr)
-        ended = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
-        ended.wait()
-        print(json.dumps(shop.counters()), file=sys.stderr)
+    def ready(url: str) -> None:
+        for account in demo_accounts(arguments.users, config, datetime.now(UTC)):
+            print(json.dumps(account, ensure_ascii=False))
+        print(f"stand-in shop: baseURL {url}/{{mall_id}}; Ctrl-C ends it", file=sys.stderr, flush=True)
+
+    try:
+        counted = serve(arguments.port, config, stop=ended, ready=ready)
+    except OSError as exc:
+        raise CrawlfleetError(
+            f"cannot listen on port {arguments.port}: {exc.strerror}; end what uses it or give --port"
+        ) from exc
+    print(json.dumps(counted.as_dict()), file=sys.stderr)
     return 0
 
 
@@ -520,21 +532,12 @@ def _migrate(arguments: Arguments) -> int:
 
 
 def _doctor(arguments: Arguments) -> int:
-    from crawlfleet.doctor import examine
-
     bad = 0
     with _database(arguments) as (url, _):
         for finding in examine(url, _keys_file(arguments)):
             bad += not finding.well
             print(f"{'ok  ' if finding.well else 'FAIL'} {finding.what}: {finding.words}")
     return 1 if bad else 0
-
-
-def eta_of(batch: batches.Batch) -> str:
-    """How long a closed batch took."""
-    from crawlfleet.local.watch import duration
-
-    return duration(batch.seconds or 0.0)
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

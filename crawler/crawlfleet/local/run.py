@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,23 @@ class LocalRun:
     console: Console
     postgres: EmbeddedPostgres | None
     workers: int | None = None
+
+
+def run_batches(run: LocalRun, manifests: Manifests, interrupt: Interrupt) -> list[dict[str, Any]]:
+    """Run the manifests' batches one after another, until one is interrupted: their summaries."""
+    told = []
+    for batch in manifests.batches:
+        told.append(run_batch(run, manifests, batch, interrupt))
+        if interrupt.count:
+            break
+    return told
+
+
+def exit_code(told: Sequence[dict[str, Any]]) -> int:
+    """0 every task ok, 3 ended with failures, 1 a batch is still open."""
+    if any(summed["state"] == OPEN for summed in told):
+        return 1
+    return 0 if all(summed["reason"] == "AllSucceeded" for summed in told) else 3
 
 
 def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt: Interrupt) -> dict[str, Any]:
@@ -202,9 +219,9 @@ def _view(console: Console) -> Iterator[_View]:
         yield _LiveView(console, live)
 
 
-def print_summary(console: Console, told: dict[str, Any], program: str) -> None:
+def print_summary(console: Console, told: dict[str, Any]) -> None:
     """The end of a run for a person: what became of it, where the results are, what to do next."""
-    failures = {s: f for s, f in told["failures"].items() if f}
+    program = _program_name()
     console.print(
         f"\n[bold]{told['batch']}[/]: {told['state']}, {told['reason']}, {told['seconds']} s", highlight=False
     )
@@ -213,7 +230,7 @@ def print_summary(console: Console, told: dict[str, Any], program: str) -> None:
             f"  {source}: {count['ok']} of {count['total']} ok, {count['dead']} dead, {count['cancelled']} cancelled",
             highlight=False,
         )
-    for source, verdicts in failures.items():
+    for source, verdicts in told["failures"].items():
         words = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
         console.print(f"  {source} failures: {words}; `{program} why USER` tells why", highlight=False)
     if told["state"] == OPEN:
@@ -225,6 +242,6 @@ def print_summary(console: Console, told: dict[str, Any], program: str) -> None:
     )
 
 
-def program_name() -> str:
+def _program_name() -> str:
     """How this program was called, so that a printed command can be copied."""
     return sys.argv[0] if not sys.argv[0].endswith("__main__.py") else "crawlfleet"

@@ -98,3 +98,7 @@ for no key update
 -- name: reseal_account
 update account set credentials = %(credentials)s, imported = %(imported)s
 where source_id = %(source)s and user_id = %(user)s
+
+-- name: any_account
+-- One account, to see whether the keys fit.
+select a.user_id, s.name, a.credentials from account a join source s using (source_id) limit 1

@@ -41,3 +41,8 @@ where source_id in (select source_id from batch_source where batch_id = %(batch)
 
 -- name: batch_settings
 select s.source_id, s.name, b.settings from batch_source b join source s using (source_id) where b.batch_id = %(batch)s
+
+-- name: latest_adapters
+-- The adapter of each source, as the newest batch that used it knew it.
+select distinct on (s.name) s.name, b.settings ->> 'adapter'
+from batch_source b join source s using (source_id) order by s.name, b.batch_id desc
