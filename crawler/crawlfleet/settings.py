@@ -14,7 +14,7 @@ class WorkerSettings:
     """What `crawlfleet worker` runs with.
 
     `worker_id` is the WORKER_ID (the shard it takes first), `max_concurrent` its crawls at once;
-    `metrics_port` 0 picks a free port, None serves no metrics; `memory_mb` None sets no ceiling.
+    `metrics_port` 0 picks a free port; `memory_mb` None sets no ceiling.
     """
 
     database_url: str
@@ -22,7 +22,7 @@ class WorkerSettings:
     worker_id: int
     max_concurrent: int
     keys_file: Path
-    metrics_port: int | None = 9090
+    metrics_port: int = 9090
     memory_mb: int | None = None
     drain_s: float = 120.0
     log_json: bool = False

@@ -43,6 +43,7 @@ from crawlfleet.errors import (
     DatabaseUnavailable,
     Verdict,
 )
+from crawlfleet.serving import Server
 from crawlfleet.settings import WorkerSettings
 from crawlfleet.sources import Adapter, load_adapter
 from crawlfleet.store import batches, fleet, sources, turn
@@ -128,6 +129,8 @@ class Worker:
         """Work until the batch is closed or this process has to stop. Raises CrawlfleetError before it began."""
         with connect(self._settings.database_url, "crawlfleet worker") as conn:
             self._begin(conn)
+        server = Server(self._settings.metrics_port, self.is_well)
+        log.info("metrics served", extra={"port": server.port})
         self._pool = pool(self._settings.database_url, 4, "crawlfleet crawl")
         threads = [
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
@@ -141,6 +144,7 @@ class Worker:
             self._shared.done.set()
             self._shared.chores_due.set()
             self._finish_threads(threads)
+            server.stop()
         log.info("worker ended", extra={"code": code})
         return code
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+
 from crawlfleet.accounts import Account, Format, format_of, read_accounts
 from crawlfleet.errors import BadInput
 from crawlfleet.sources import Credentials

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
+
 from crawlfleet.credentials import KeyRing, redact
 from crawlfleet.errors import BadConfiguration, CrawlfleetError
 
@@ -181,8 +183,7 @@ def test_a_secret_is_redacted_however_it_is_quoted(sent: str) -> None:
 
 @pytest.mark.parametrize("user", ["", "u", "us", "use"])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
-def test_a_basic_header_is_redacted_at_every_alignment(user: str, encode: object) -> None:
-    assert callable(encode)
+def test_a_basic_header_is_redacted_at_every_alignment(user: str, encode: Callable[[bytes], bytes]) -> None:
     header = encode(f"{user}:{SECRET}~?".encode()).decode()
     assert redact(f"Authorization: Basic {header}", [SECRET]) == "Authorization: Basic [secret]"
 

@@ -119,8 +119,8 @@ def _read_orders(mall: Mall, days: Days, count: int) -> Generator[Item, None, bo
 
     The list moves while it is read. An order added at its head shifts the rest to later offsets: we see some
     twice, and read on until a page is not full, whatever `count` was. An order that leaves shifts the rest to
-    earlier offsets, where the next page would skip some. So pages overlap by a few rows, and the last order of
-    a page must be seen again on the next one. At the end at least `count` rows must have been passed, or what
+    earlier offsets, where the next page would skip some. So pages overlap by a few rows, and the last order
+    of a page must be seen again on the next one. At the end at least `count` rows must have been passed, or what
     is counted now: a shop that cuts pages shorter than asked is noticed.
     """
     offset, anchor = 0, None

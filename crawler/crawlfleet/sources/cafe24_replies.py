@@ -46,8 +46,8 @@ def classify(
     if status == 408 or status >= 500:
         return Retry("ServerError", said)
     if 300 <= status < 400:
-        # An API has nothing to redirect to: a gateway or a maintenance page speaks. It passes, or the attempts
-        # end; following it would carry the token to another host.
+        # An API has nothing to redirect to: a gateway or a maintenance page speaks. It passes, or the
+        # attempts end; following it would carry the token to another host.
         return Retry("Redirected", said)
     return Bug("Rejected" if status >= 400 else "UnexpectedReply", said, snapshot=redact(body))
 
@@ -92,7 +92,7 @@ def renewed(credentials: Credentials, body: bytes, now: datetime) -> Credentials
 
 
 def wait_hint_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """How long the shop asks to wait: the longest of its hints, since a call before that lengthens a block."""
+    """How long the shop asks to wait: its longest hint, since a call before that lengthens a block."""
     hints = [_retry_after_s(headers.get("Retry-After"), now)]
     hints += [number(headers.get(f"X-Cafe24-{what}-Remain")) for what in ("Call", "Time")]
     known = [min(hint, LONGEST_HINT_S) for hint in hints if hint is not None]

@@ -87,8 +87,12 @@ def _objects(events: Iterable[tuple[str, Any]], key: str) -> Iterator[dict[str, 
     depth, name, found = 0, "", False
     builder = ijson.ObjectBuilder()
     for event, value in events:
-        depth -= event in _CLOSING
-        if depth == 0:
+        if event in _CLOSING:
+            depth -= 1
+        if depth > 2:  # inside a record: nearly all events
+            if name == key:
+                builder.event(event, value)
+        elif depth == 0:
             _expect(event in ("start_map", "end_map"), "it is not an object")
         elif depth == 1:
             name = value if event == "map_key" else name
@@ -96,15 +100,15 @@ def _objects(events: Iterable[tuple[str, Any]], key: str) -> Iterator[dict[str, 
             _expect(name != key or event in ("map_key", "start_array", "end_array"), f"{key!r} is not a list")
             found = found or name == key
         elif name == key:
-            if depth == 2:
-                _expect(event in ("start_map", "end_map"), f"{key!r} holds something else than objects")
-            if depth == 2 and event == "start_map":
+            _expect(event in ("start_map", "end_map"), f"{key!r} holds something else than objects")
+            if event == "start_map":
                 builder = ijson.ObjectBuilder()
             builder.event(event, value)
-            if depth == 2 and event == "end_map":
+            if event == "end_map":
                 yield builder.value
-        depth += event in _OPENING
-        _expect(depth <= _MAX_DEPTH, "it is nested too deep")
+        if event in _OPENING:
+            depth += 1
+            _expect(depth <= _MAX_DEPTH, "it is nested too deep")
     _expect(found, f"it has no list {key!r}")
 
 
