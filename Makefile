@@ -28,7 +28,7 @@ run: setup ## crawl the stand-in shops with a local fleet, to the end
 	$(BIN)/crawlfleet run --shops -f k8s/samples/local-batch.yaml
 
 test: setup test-deps ## run the tests
-	$(BIN)/pytest --ignore=tests/benchmarks
+	$(BIN)/pytest --ignore=tests/benchmarks --ignore=tests/chaos
 
 lint: setup ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff check

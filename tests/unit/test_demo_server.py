@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -60,14 +62,38 @@ def get_orders(
     return client.get(f"{shops.url}/{mall}/{ORDERS}", params=window, timeout=timeout_s, **kwargs)
 
 
-def test_a_client_refreshes_and_reads_orders_over_one_connection(
-    shops: ShopServer, client: requests.Session
-) -> None:
+def test_a_client_refreshes_and_reads_orders(shops: ShopServer, client: requests.Session) -> None:
     replies = [get_orders(shops, client) for _ in range(3)]
     assert [len(reply.json()["orders"]) for reply in replies] == [1, 1, 1]
     assert replies[-1].headers["X-Api-Call-Limit"] == "3/40"
-    pool = client.get_adapter(shops.url).poolmanager.connection_from_url(shops.url)  # type: ignore[attr-defined]
-    assert (pool.num_connections, pool.num_requests) == (1, 4)
+
+
+def test_a_connection_is_kept_for_the_next_request(shops: ShopServer) -> None:
+    with contextlib.closing(
+        HTTPConnection(shops.url.removeprefix("http://"), timeout=TIMEOUT_S)
+    ) as connection:
+        sockets = []
+        for path in ("/_counters", f"/demo1/{ORDERS}", "/nowhere"):
+            connection.request("GET", path)
+            connection.getresponse().read()
+            sockets.append(connection.sock)
+    assert sockets[0] is sockets[1] is sockets[2] is not None
+
+
+def test_requests_that_take_time_are_all_in_flight(shops: ShopServer) -> None:
+    """A reply that takes no time is over before the next thread runs, so concurrency shows with a delay only."""
+    shops.switch(slow_s=60)
+    url = shops.url.removeprefix("http://")
+    connections = [HTTPConnection(url, timeout=TIMEOUT_S) for _ in range(20)]
+    for no, connection in enumerate(connections):
+        connection.request("GET", f"/demo{no}/{ORDERS}")
+    with contextlib.closing(HTTPConnection(url, timeout=TIMEOUT_S)) as looking:
+        while shops.witness.counters().requests < 20:
+            looking.request("GET", "/_counters")
+            looking.getresponse().read()
+    assert shops.witness.counters().peak_in_flight == 20
+    for connection in connections:
+        connection.close()
 
 
 def test_the_counters_are_served(shops: ShopServer, client: requests.Session) -> None:

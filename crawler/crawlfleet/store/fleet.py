@@ -128,6 +128,8 @@ def housekeep(conn: Connection) -> Chores:
     """One round of all chores, each in its own transaction; those that another housekeeper is at are skipped."""
     banned = {"banned_after": BANNED_AFTER}
     ticked = _chore(conn, _rows, "advance_tick", {})
+    if ticked:
+        conn.execute(sql("vacuum_permits"))
     rescued = _chore(conn, _rows, "rescue", {})
     _chore(conn, _rows, "end_silent_workers", {})
     _chore(conn, _rows, "move_accounts", banned)

@@ -69,6 +69,10 @@ set tick = tick + (clock_timestamp() >= ticked_at)::int, ticked_at = clock_times
 where clock_timestamp() >= ticked_at + make_interval(secs => tick_ms / 1000.0) or clock_timestamp() < ticked_at
 returning tick
 
+-- name: vacuum_permits
+-- A few rows that are rewritten thousands of times a second: autovacuum comes too seldom. Outside a transaction.
+vacuum (skip_locked, truncate off) permit
+
 -- name: rescue
 -- Permits not renewed for expiry and quarantine: free them, charge the task a crash, or end it.
 with lost as materialized (
