@@ -163,7 +163,7 @@ def task_states(conn: Connection, batch_id: int) -> dict[int, str]:
 
 def held(conn: Connection) -> int:
     """Permits filled now."""
-    return scalar(conn, "select count(*) from permit where lease_id is not null")
+    return int(scalar(conn, "select count(*) from permit where lease_id is not null"))
 
 
 def scalar(conn: Connection, query: Any, *params: Any) -> Any:

@@ -534,6 +534,7 @@ class Worker:
         if renewed is None:
             self._lose("the registration was ended by the fleet")
             return
+        self._exits = self._read_exits(conn, self._me.batch_id)
         self._shared.renewed_at = sent_at
         metrics.LAST_RENEWAL.set_to_current_time()
         with self._lock:
@@ -548,8 +549,8 @@ class Worker:
         before, self._shared.control = self._shared.control, control
         if control.stop == "cancel":
             self._abort_all(Interrupted("Cancelled", "the batch was cancelled"))
-        for egress_id, (cut, _) in control.cuts.items():
-            if before and cut > before.cuts.get(egress_id, (cut, False))[0]:
+        for egress_id, cut in control.cuts.items():
+            if before and cut > before.cuts.get(egress_id, cut):
                 metrics.CUTS.labels(self._sources[self._exits[egress_id].source_id].name).inc()
 
     def _watchdog(self) -> None:

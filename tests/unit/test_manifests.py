@@ -158,7 +158,7 @@ def test_a_batch_may_name_a_source_that_is_known_already(file: Path) -> None:
 
 def test_empty_documents_are_skipped_but_counted(file: Path) -> None:
     file.write_text(f"---\n---\n{yaml.safe_dump(source(color='red'))}", encoding="utf-8")
-    with pytest.raises(BadInput, match="document 2: CrawlSource/shop: spec.color: unknown field"):
+    with pytest.raises(BadInput, match=r"document 2: CrawlSource/shop: spec\.color: unknown field"):
         load([file])
 
 
@@ -239,7 +239,7 @@ def test_a_bad_source_is_refused(file: Path, spec: dict[str, Any], problem: str)
     [
         "shop.example.com",
         "ftp://shop.example.com",
-        "https://",
+        "https:///path",
         "https://shop.example.com:99999",
         "https://shop.example.com/a b",
         "https://[::1",

@@ -38,16 +38,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Control:
-    """What a worker has to know each second. `cuts`: egress id → (cut, whether it cools down)."""
+    """What a worker has to know each second; how much it may take, each turn reads itself. `cuts`: egress id → cut."""
 
     batch_state: str
     stop: str
-    suspended: bool
-    within_limit: bool
-    max_concurrent: int | None
     draining: bool
     ended: bool
-    cuts: Mapping[int, tuple[int, bool]] = field(default_factory=dict)
+    cuts: Mapping[int, int] = field(default_factory=dict)
 
 
 def set_clock(conn: Connection, clock: Clock) -> None:
@@ -97,9 +94,8 @@ def read_control(conn: Connection, worker_id: int) -> Control | None:
         row = conn.execute(sql("control"), {"worker": worker_id}).fetchone()
     if row is None:
         return None
-    cuts = {int(egress): (cut, cools) for egress, (cut, cools) in row[7].items()}
-    values: list[Any] = [*row[:7], cuts]
-    return Control(*values)
+    state, stop, draining, ended, cuts = row
+    return Control(state, stop, draining, ended, {int(egress): cut for egress, cut in cuts.items()})
 
 
 def end_worker(conn: Connection, worker_id: int) -> None:

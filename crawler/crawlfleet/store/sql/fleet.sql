@@ -36,10 +36,9 @@ returning f.tick
 
 -- name: control
 -- What a worker has to know each second, in one row.
-select b.state::text, b.stop::text, b.suspended, w.ordinal < b.worker_limit, b.max_concurrent,
-    w.draining, w.ended_at is not null,
+select b.state::text, b.stop::text, w.draining, w.ended_at is not null,
     coalesce((
-        select jsonb_object_agg(e.egress_id, jsonb_build_array(e.cut, e.cool_until > clock_timestamp()))
+        select jsonb_object_agg(e.egress_id, e.cut)
         from egress e join batch_source s using (source_id) where s.batch_id = b.batch_id
     ), '{}')
 from worker w join batch b using (batch_id) where w.worker_id = %(worker)s
@@ -92,16 +91,18 @@ with lost as materialized (
     from lost
 )
 update task t
-set crashes = t.crashes + 1, verdict = 'crashed', run_after = null, egress_id = k.egress_id,
+set crashes = t.crashes + 1, verdict = 'crashed', run_after = null,
+    egress_id = coalesce((
+        select k.egress_id from track k where k.source_id = t.source_id and k.user_id = t.user_id
+    ), t.egress_id),
     state = case
         when b.stop <> 'none' then 'cancelled'
         when t.crashes + 1 > (s.settings ->> 'crashed')::int then 'dead'
         else 'ready'
     end::task_state
-from lost, batch b, batch_source s, track k
+from lost, batch b, batch_source s
 where t.batch_id = lost.batch_id and t.task_no = lost.task_no and t.state = 'leased'
     and b.batch_id = lost.batch_id and s.batch_id = lost.batch_id and s.source_id = t.source_id
-    and k.source_id = t.source_id and k.user_id = t.user_id
 returning t.batch_id, t.task_no
 
 -- name: end_silent_workers
@@ -113,10 +114,13 @@ where w.ended_at is null and f.tick - w.renewed_tick >= f.expire_ticks + f.quara
 returning w.worker_id
 
 -- name: promote
--- Waiting tasks whose time has come are ready again, at the egress their account has now.
-update task t set state = 'ready', run_after = null, egress_id = k.egress_id
-from track k
-where t.batch_id = %(batch)s and k.source_id = t.source_id and k.user_id = t.user_id
+-- Waiting tasks whose time has come are ready again, at the egress their account has now (if it was not purged).
+update task t
+set state = 'ready', run_after = null,
+    egress_id = coalesce((
+        select k.egress_id from track k where k.source_id = t.source_id and k.user_id = t.user_id
+    ), t.egress_id)
+where t.batch_id = %(batch)s
     and t.task_no = any(array(
         select w.task_no from task w
         where w.batch_id = %(batch)s and w.state = 'waiting' and w.run_after <= now()
