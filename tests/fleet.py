@@ -1,0 +1,390 @@
+"""A small fleet for tests: a database with a batch, real worker processes, and the stand-in shop they crawl.
+
+`Fleet` declares sources and plans batches by way of the manifests, as `crawlfleet run` does, and starts
+`crawlfleet worker` processes; leaving it ends them. `WatchedShop` is the stand-in shop with a request log and
+gates, so that a test can stop time at one request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from builders import key_ring, scalar
+
+from crawlfleet import apply, planner
+from crawlfleet.accounts import Account
+from crawlfleet.credentials import account_context
+from crawlfleet.demo.cafe24 import Cafe24Shop, Reply, Request, ShopConfig, demo_accounts
+from crawlfleet.demo.server import ShopServer
+from crawlfleet.local.child import spawn
+from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, Secret
+from crawlfleet.store import fleet
+from crawlfleet.store.connection import Connection, connect
+from crawlfleet.store.fleet import Clock
+
+API = "crawlfleet.dev/v1alpha1"
+CALM = Clock(tick_s=0.5, expire_ticks=24, quarantine_ticks=4)
+"""Nobody expires in such a test: a busy machine may stop a healthy worker for seconds."""
+HASTY = Clock(tick_s=0.25, expire_ticks=8, quarantine_ticks=2)
+"""A worker stops itself after 1.5 s without a renewal; its permits are free again after 2.5 s."""
+PATIENCE_S = 60.0
+
+Found = TypeVar("Found")
+
+
+def until(condition: Callable[[], Found], what: str, timeout_s: float = PATIENCE_S) -> Found:
+    """Wait for the condition to be true; what it returned."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > deadline_s:
+            pytest.fail(f"waited {timeout_s:.0f} s in vain: {what}")
+        time.sleep(0.02)
+    return found
+
+
+class WorkerProcess:
+    """One `crawlfleet worker`, logging JSON to a file."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        command = [sys.executable, "-m", "crawlfleet", "worker"]
+        with log.open("wb") as output:
+            self._process = spawn(command, death_signal=signal.SIGKILL, env=environment, stdout=output)
+        self.pid = self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def exit_code(self, timeout_s: float = PATIENCE_S) -> int:
+        """Wait for its end."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"worker {self.pid} did not end within {timeout_s:.0f} s:\n{self.text()[-3000:]}")
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone. Harmless when repeated."""
+        self._process.kill()
+        self._process.wait()
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of that name in its log so far."""
+        lines = [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+    def event(self, name: str) -> dict[str, Any]:
+        """Wait for the first event of that name."""
+
+        def first() -> dict[str, Any] | None:
+            if not self.is_alive() and not self.events(name):
+                pytest.fail(f"worker {self.pid} ended without the event {name!r}:\n{self.text()[-3000:]}")
+            return next(iter(self.events(name)), None)
+
+        return until(first, f"event {name!r}")
+
+    def registration(self) -> int:
+        """Wait until it has registered; its worker_id."""
+        return int(self.event("worker registered")["worker"])
+
+    def peak_rss_mb(self) -> float:
+        """The most memory it has used so far."""
+        status = Path("/proc", str(self.pid), "status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1024
+
+
+class Fleet:
+    """A database, sources, accounts, batches, and the worker processes of one test."""
+
+    def __init__(self, url: str, folder: Path, clock: Clock = CALM) -> None:
+        self.url = url
+        self.folder = folder
+        self.keys = key_ring(folder)
+        self.conn: Connection = connect(url, "test")
+        fleet.set_clock(self.conn, clock)
+        self.workers: list[WorkerProcess] = []
+        self._sources: dict[str, CrawlSource] = {}
+        self._secrets: dict[str, Secret] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.conn.close()
+
+    # What a person would apply.
+
+    def declare(self, name: str, *, proxies: Mapping[str, str] | None = None, **spec: Any) -> None:
+        """A CrawlSource of that spec (camelCase); `proxies` are its egresses: name → URL with credentials."""
+        if proxies is not None:
+            spec["egresses"] = [{"name": egress, "proxySecretRef": {"name": egress}} for egress in proxies]
+            self._secrets |= {egress: _proxy_secret(egress, url) for egress, url in proxies.items()}
+        document = {"apiVersion": API, "kind": "CrawlSource", "metadata": {"name": name}, "spec": spec}
+        self._sources[name] = CrawlSource.model_validate(document)
+        apply.declare(self.conn, self.keys, Manifests(sources=self._sources, secrets=self._secrets))
+
+    def noop(self, *, users: int, cap: int = 100, **options: Any) -> None:
+        """The source that crawls nothing, with as many accounts."""
+        self.declare("noop", adapter="noop", maxConcurrent=cap, options=options)
+        self.add_accounts("noop", [(user_id, {}) for user_id in range(1, users + 1)])
+
+    def cafe24(self, shop: WatchedShop, *, users: int = 0, **spec: Any) -> None:
+        """The source `cafe24` at that shop, with its first `users` accounts."""
+        spec = {"maxConcurrent": 10, "baseURL": shop.base_url, **spec}
+        self.declare("cafe24", adapter="cafe24", **spec)
+        self.add_accounts("cafe24", [(user_id, shop.credentials(user_id)) for user_id in range(1, users + 1)])
+
+    def add_accounts(self, source: str, accounts: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        """Paid accounts: (user id, credentials)."""
+        lines = [Account(user_id, source, "paid", None, credentials) for user_id, credentials in accounts]
+        apply.import_accounts(self.conn, self.keys, lines)
+
+    def plan(self, name: str = "batch", **spec: Any) -> int:
+        """Plan a CrawlBatch over all declared sources; its id."""
+        spec = {"sources": list(self._sources), "workers": 1, **spec}
+        document = {"apiVersion": API, "kind": "CrawlBatch", "metadata": {"name": name}, "spec": spec}
+        batch = CrawlBatch.model_validate(document)
+        return planner.plan(self.conn, apply.local_plan(batch, Manifests(sources=self._sources)))
+
+    # Workers.
+
+    def environment(self, **changes: str | None) -> dict[str, str]:
+        """A worker's environment; a change to None leaves the variable out."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("CRAWLFLEET_")}
+        ours |= {
+            "CRAWLFLEET_DATABASE_URL": self.url,
+            "CRAWLFLEET_BATCH": "batch",
+            "CRAWLFLEET_KEYS_FILE": str(self.keys.path),
+            "CRAWLFLEET_METRICS_PORT": "0",
+            "CRAWLFLEET_LOG_FORMAT": "json",
+            "WORKER_ID": "0",
+            "MAX_CONCURRENT": "10",
+        }
+        return {name: value for name, value in (ours | changes).items() if value is not None}
+
+    def start(self, worker_id: int = 0, *, slots: int = 10, **changes: str | None) -> WorkerProcess:
+        """Start a worker; `changes` are to its environment."""
+        changes = {"WORKER_ID": str(worker_id), "MAX_CONCURRENT": str(slots), **changes}
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        self.workers.append(WorkerProcess(self.environment(**changes), log))
+        return self.workers[-1]
+
+    def run(self, workers: int = 1, *, slots: int = 10, timeout_s: float = PATIENCE_S) -> None:
+        """Start workers for `batch` and wait for all to end by themselves, which they do with 0."""
+        started = [self.start(i, slots=slots) for i in range(workers)]
+        assert [worker.exit_code(timeout_s) for worker in started] == [0] * workers
+
+    def bury(self, worker: WorkerProcess) -> None:
+        """Kill a worker; its permits are rescued at the next housekeeping, as a parent that saw it die has it."""
+        worker.kill()
+        batches = self.conn.execute("select batch_id from batch").fetchall()
+        for (batch_id,) in batches:
+            fleet.bury_worker(self.conn, batch_id, socket.gethostname(), worker.pid)
+
+    # What became of it.
+
+    def scalar(self, query: str, *params: Any) -> Any:
+        return scalar(self.conn, query, *params)
+
+    def held(self) -> int:
+        """Permits filled now."""
+        return int(self.scalar("select count(*) from permit where lease_id is not null"))
+
+    def leases(self) -> int:
+        """How many crawls were begun since the database was made."""
+        return int(self.scalar("select case when is_called then last_value else 0 end from lease_id"))
+
+    def tasks(self, batch: str = "batch") -> dict[int, tuple[str, str | None]]:
+        """User id → (state, verdict) of a batch over one source."""
+        rows = self.conn.execute(
+            "select user_id, t.state::text, verdict::text from task t join batch b using (batch_id)"
+            " where b.name = %s order by 1",
+            (batch,),
+        )
+        return {user_id: (state, verdict) for user_id, state, verdict in rows}
+
+    def count(self, state: str, batch: str = "batch") -> int:
+        """Tasks in that state."""
+        return sum(found == state for found, _ in self.tasks(batch).values())
+
+    def failures(self, user_id: int) -> list[tuple[str, str]]:
+        """(verdict, reason) of a user's attempts that did not end ok, oldest first."""
+        return self.conn.execute(
+            "select f.verdict::text, f.reason from failure f join task t using (batch_id, task_no)"
+            " where t.user_id = %s order by failure_id",
+            (user_id,),
+        ).fetchall()
+
+    def all_failures(self) -> set[tuple[str, str]]:
+        """(verdict, reason) of every attempt that did not end ok."""
+        return set(self.conn.execute("select distinct verdict::text, reason from failure").fetchall())
+
+    def items(self) -> dict[int, dict[tuple[str, str], Any]]:
+        """User id → (kind, external id) → body."""
+        found: defaultdict[int, dict[tuple[str, str], Any]] = defaultdict(dict)
+        for user_id, kind, external_id, body in self.conn.execute(
+            "select user_id, kind, external_id, body from item"
+        ):
+            found[user_id][kind, external_id] = body
+        return dict(found)
+
+    def credentials(self, user_id: int, source: str = "cafe24") -> dict[str, Any]:
+        """An account's credentials as they are stored now."""
+        sealed = self.scalar("select credentials from account where user_id = %s", user_id)
+        opened: dict[str, Any] = self.keys.open(bytes(sealed), account_context(source, user_id))
+        return opened
+
+    @contextmanager
+    def locked(self, query: str, *params: Any) -> Iterator[Connection]:
+        """Hold the locks of a `select ... for update` until the block ends, or this connection is closed."""
+        with psycopg.connect(self.url) as conn:
+            conn.execute(query.encode(), params or None)
+            yield conn
+
+    def blocked_backends(self) -> int:
+        """Workers' statements that wait for a lock."""
+        return int(
+            self.scalar(
+                "select count(*) from pg_stat_activity where datname = current_database()"
+                " and wait_event_type = 'Lock' and application_name like 'crawlfleet%%'"
+            )
+        )
+
+
+def _proxy_secret(name: str, url: str) -> Secret:
+    parts = urlsplit(url)
+    values = {
+        "url": f"{parts.scheme}://{parts.hostname}:{parts.port}",
+        "username": parts.username or "",
+        "password": parts.password or "",
+    }
+    return Secret.model_validate(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values}
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One request that the shop got; `at_s` on the monotonic clock."""
+
+    mall: str
+    what: str
+    egress: str
+    at_s: float
+
+
+@dataclass
+class Gate:
+    """Requests held at the shop. `arrived` counts them; `open` lets them and all later ones through."""
+
+    matches: Callable[[Seen], bool]
+    most: int
+    arrived: int = 0
+    _opened: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, arrived: int = 1) -> None:
+        """Wait until so many requests are held."""
+        until(lambda: self.arrived >= arrived, f"{arrived} requests at the gate")
+
+    def open(self) -> None:
+        self._opened.set()
+
+    def hold(self) -> None:
+        self._opened.wait(PATIENCE_S * 2)
+
+
+class _GatedShop(Cafe24Shop):
+    """The stand-in shop; each answer may be held back after the shop has made it."""
+
+    def __init__(self, config: ShopConfig, server: ShopServer) -> None:
+        super().__init__(config, server.witness)
+        self.seen: list[Seen] = []
+        self.gates: list[Gate] = []
+        self._gates_lock = threading.Lock()
+
+    def answer(self, request: Request) -> Reply:
+        what = "token" if request.is_token_request else request.resource
+        seen = Seen(request.mall, what, request.egress, time.monotonic())
+        self.seen.append(seen)
+        reply = super().answer(request)
+        gate = self._gate(seen)
+        if gate is not None:
+            gate.hold()
+        return reply
+
+    def _gate(self, seen: Seen) -> Gate | None:
+        with self._gates_lock:
+            gate = next((g for g in self.gates if g.arrived < g.most and g.matches(seen)), None)
+            if gate is not None:
+                gate.arrived += 1
+            return gate
+
+
+class WatchedShop(ShopServer):
+    """The stand-in shop in this process, with a request log and gates."""
+
+    def __init__(self, **config: Any) -> None:
+        shop_config = ShopConfig(**config)
+        super().__init__(shop_config)
+        self.gated = _GatedShop(shop_config, self)
+        self.shop = self.gated
+        accounts = islice(demo_accounts(1000, shop_config, datetime.now(UTC)), 1000)
+        self._credentials = {line["user_id"]: line["credentials"] for line in accounts}
+
+    def stop(self) -> None:
+        for gate in self.gated.gates:
+            gate.open()
+        super().stop()
+
+    @property
+    def base_url(self) -> str:
+        return self.url + "/{mall_id}"
+
+    def credentials(self, user_id: int) -> dict[str, Any]:
+        """What the seller `user_id` (mall `demo{user_id}`) was given."""
+        return dict(self._credentials[user_id])
+
+    def gate(self, what: str, *, malls: Sequence[str] = (), most: int = 1_000_000) -> Gate:
+        """Hold replies to that resource (`token`, `orders`, ...) of these malls (of all), at most so many."""
+        gate = Gate(lambda seen: seen.what == what and (not malls or seen.mall in malls), most)
+        self.gated.gates.append(gate)
+        return gate
+
+    def seen(self, what: str | None = None, mall: str | None = None) -> list[Seen]:
+        """The requests so far, in order."""
+        return [s for s in list(self.gated.seen) if what in (None, s.what) and mall in (None, s.mall)]
+
+    def violations(self) -> dict[str, int]:
+        """The counters of impoliteness that are not zero."""
+        counted = self.witness.counters().as_dict()
+        return {n: c for n, c in counted.items() if c and n not in ("requests", "peak_in_flight")}
+
+    def truth(self, users: Iterable[int], days: int = 7) -> dict[int, dict[tuple[str, str], Any]]:
+        """What a crawl of these users has to bring."""
+        return {user_id: self.shop.expected_items(f"demo{user_id}", days) for user_id in users}
