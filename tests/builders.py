@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 from threading import Barrier
+from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
 
 from crawlfleet.accounts import Account
@@ -182,3 +183,11 @@ def together(*functions: Callable[[], Result]) -> list[Result]:
 
     with ThreadPoolExecutor(len(functions)) as threads:
         return [future.result() for future in [threads.submit(run, f) for f in functions]]
+
+
+def until(is_so: Callable[[], Any], timeout_s: float = 30) -> None:
+    """Poll until it is so; AssertionError if it never is."""
+    deadline_s = monotonic() + timeout_s
+    while not is_so():
+        assert monotonic() < deadline_s, f"still not so after {timeout_s} s"
+        sleep(0.01)

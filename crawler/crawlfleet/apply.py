@@ -27,7 +27,7 @@ def declare(conn: Connection, keys: KeyRing, manifests: Manifests) -> None:
     Raises BadInput for an exit that another source uses.
     """
     for name, source in manifests.sources.items():
-        put_source(conn, name, _egresses(keys, manifests, source))
+        put_source(conn, name, _egresses(keys, manifests, source), retain_days=source.spec.retention_days)
 
 
 def adapters(manifests: Manifests) -> dict[str, Adapter]:

@@ -207,6 +207,7 @@ class CrawlSourceSpec(Model):
     requests_per_second: Pace | None = None
     egresses: Annotated[tuple[Egress, ...], Strict(False), Field(min_length=1)] = (Egress(name="direct"),)
     job_timeout_seconds: Annotated[int, Whole(1, _DAY_S)] = 600
+    retention_days: Annotated[int, Whole(1, 3650)] | None = None
     cool_down_seconds: CoolDown = CoolDown()
     budgets: BudgetSpec = BudgetSpec()
     options: dict[str, JsonValue] = {}

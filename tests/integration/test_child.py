@@ -58,7 +58,9 @@ def test_a_child_whose_parent_died_before_it_asked_ends_by_itself(tmp_path: Path
 
 
 def test_a_child_has_a_session_of_its_own() -> None:
-    child = spawn(["/bin/sh", "-c", "ps -o sid= -p $$"], death_signal=signal.SIGKILL, stdout=subprocess.PIPE)
+    child = spawn(
+        ["/bin/sh", "-c", "cut -d' ' -f6 /proc/$$/stat"], death_signal=signal.SIGKILL, stdout=subprocess.PIPE
+    )
 
     assert int(output_of(child)) == child.pid
 

@@ -61,7 +61,7 @@ def test_ten_simultaneous_throttles_told_one_by_one_are_one_cut() -> None:
     assert len(cool_downs) == 1
 
 
-def test_one_throttled_account_less_than_it_takes_only_makes_suspects() -> None:
+def test_fewer_throttled_accounts_than_that_only_become_suspects() -> None:
     change = met(egress(), *throttles(range(SUSPECTS_TO_CUT - 1)))
 
     assert change == Change(egress(suspects=tuple(range(SUSPECTS_TO_CUT - 1))))

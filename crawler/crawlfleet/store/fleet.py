@@ -139,6 +139,7 @@ def housekeep(conn: Connection) -> Chores:
         if count_due:
             _chore(conn, count_progress, batch_id)
         closed += _chore(conn, close_batch, batch_id)
+    _chore(conn, _rows, "forget_items", {})
     for (batch_id,) in conn.execute(sql("retired_batches")).fetchall():
         _chore(conn, delete_chunk, batch_id)
     return Chores(ticked > 0, rescued, promoted, closed)

@@ -53,13 +53,17 @@ class EgressRow:
     proxy: bytes | None
 
 
-def put_source(conn: Connection, name: str, egresses: Sequence[EgressSpec]) -> int:
+def put_source(
+    conn: Connection, name: str, egresses: Sequence[EgressSpec], *, retain_days: int | None = None
+) -> int:
     """Make the source, its egresses and permits so. Live at once, politeness state survives.
 
+    Items that did not change for `retain_days` are deleted; None keeps them.
     Raises BadInput if another source already goes out by one of these exits.
     """
     with transaction(conn):
         source_id = source_id_of(conn, name)
+        conn.execute(sql("retain_items"), {"source": source_id, "days": retain_days})
         conn.execute(sql("remove_egresses"), {"source": source_id, "names": [e.name for e in egresses]})
         for egress in egresses:
             _refuse_shared_exit(conn, name, egress)

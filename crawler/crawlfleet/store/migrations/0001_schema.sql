@@ -22,7 +22,8 @@ create sequence lease_id;
 
 create table source (
     source_id smallint generated always as identity primary key,
-    name text not null unique
+    name text not null unique,
+    retain_days integer check (retain_days > 0)
 );
 
 -- One exit (platform and IP) and its politeness. A removed egress keeps its row while permits are held.
@@ -194,6 +195,9 @@ create table item (
     body jsonb not null,
     primary key (user_id, source_id, kind, external_id)
 );
+
+-- For "what changed since", and for forgetting what is older than the source's retention.
+create index item_fetched on item (source_id, fetched_at);
 
 -- Counts by state and verdict, written by housekeeping, so that watching a batch never scans its tasks.
 create table progress (

@@ -200,6 +200,19 @@ select batch_id, source_id, state, verdict, count(*) from task where batch_id = 
 -- name: stamp_progress
 update batch set counted_at = clock_timestamp() where batch_id = %(batch)s
 
+-- name: forget_items
+-- Personal data past its source's retention, a chunk at a time.
+delete from item i
+using (
+    select o.user_id, o.source_id, o.kind, o.external_id
+    from source s cross join lateral (
+        select * from item where source_id = s.source_id and fetched_at < now() - make_interval(days => s.retain_days)
+        order by fetched_at limit 5000
+    ) o
+    where s.retain_days is not null
+) old
+where i.user_id = old.user_id and i.source_id = old.source_id and i.kind = old.kind and i.external_id = old.external_id
+
 -- name: retired_batches
 -- Closed, and past their retention.
 select batch_id from batch

@@ -3,6 +3,9 @@
 -- name: add_source
 insert into source (name) values (%(name)s) on conflict (name) do nothing
 
+-- name: retain_items
+update source set retain_days = %(days)s where source_id = %(source)s
+
 -- name: find_source
 select source_id from source where name = %(name)s for no key update
 

@@ -1,0 +1,328 @@
+"""What kills, pauses, cuts and silence do to a fleet of real workers: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet import HASTY, Fleet, WatchedShop, until
+from pg_proxy import PgProxy
+
+from crawlfleet.store import fleet as store
+from crawlfleet.store.fleet import Clock
+
+TAKING = "nextval('lease_id')"
+COMMITTING = "state = case when d.state"
+TERMINATE = (
+    "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+    " where datname = current_database() and application_name like 'crawlfleet%%'"
+)
+
+
+@pytest.fixture
+def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(database_url, tmp_path) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def hasty(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    """A fleet that gives up a silent worker after seconds."""
+    with Fleet(database_url, tmp_path, HASTY) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def proxy(database_url: str, open_dir: Path) -> Iterator[PgProxy]:
+    """Stands between the workers that are told its URL and the database."""
+    with PgProxy(database_url, open_dir) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def shop() -> Iterator[WatchedShop]:
+    with WatchedShop() as shop:
+        yield shop
+
+
+def all_ok(fleet: Fleet) -> bool:
+    return set(fleet.tasks().values()) == {("ok", "ok")}
+
+
+# Death.
+
+
+def test_a_killed_workers_crawls_are_rescued_and_done_by_the_next(hasty: Fleet) -> None:
+    """Nobody tells the fleet of this death: ticks do."""
+    hasty.noop(users=8, items=1, duration_s=1)
+    hasty.plan()
+    worker = hasty.start(slots=4)
+    until(lambda: hasty.held() == 4, "four crawls under way")
+    worker.kill()
+    hasty.run(slots=8)
+    assert all_ok(hasty)
+    assert hasty.leases() == 8 + 4
+    assert hasty.all_failures() == {("crashed", "WorkerLost")}
+
+
+def test_a_buried_workers_crawls_need_no_quarantine(database_url: str, tmp_path: Path) -> None:
+    """Its parent saw it end, so a local run does not wait minutes for the permits of a killed worker."""
+    with Fleet(database_url, tmp_path, Clock(tick_s=5, expire_ticks=6, quarantine_ticks=100)) as fleet:
+        fleet.noop(users=4, duration_s=1)
+        fleet.plan()
+        worker = fleet.start()
+        until(lambda: fleet.held() == 4, "four crawls under way")
+        fleet.bury(worker)
+        fleet.run()
+        assert all_ok(fleet)
+
+
+def test_an_account_whose_crawl_always_kills_the_worker_ends_dead(fleet: Fleet) -> None:
+    fleet.declare(
+        "noop", adapter="noop", maxConcurrent=1, options={"duration_s": 600}, budgets={"crashed": 1}
+    )
+    fleet.add_accounts("noop", [(1, {})])
+    fleet.plan()
+    for _ in range(2):
+        worker = fleet.start()
+        until(lambda: fleet.held() == 1, "the crawl to begin")
+        fleet.bury(worker)
+        store.housekeep(fleet.conn)
+    assert fleet.tasks() == {1: ("dead", "crashed")}
+    fleet.run()
+
+
+# Silence.
+
+
+def test_a_worker_paused_beyond_its_deadline_sends_nothing_more_and_ends_with_74(
+    hasty: Fleet, shop: WatchedShop
+) -> None:
+    hasty.cafe24(shop, users=3)
+    hasty.plan()
+    gate = shop.gate("orders/count", most=3)
+    paused = hasty.start()
+    gate.wait(3)
+    paused.send(signal.SIGSTOP)
+    gate.open()
+    hasty.run()
+    assert all_ok(hasty)
+    requests = len(shop.seen())
+    paused.send(signal.SIGCONT)
+    assert paused.exit_code() == 74
+    assert len(shop.seen()) == requests
+    assert len(shop.seen("token")) == 3
+    assert shop.violations() == {}
+
+
+def test_a_worker_paused_for_less_goes_on_and_nothing_is_doubled(fleet: Fleet, shop: WatchedShop) -> None:
+    fleet.cafe24(shop, users=3)
+    fleet.plan()
+    gate = shop.gate("orders/count", most=3)
+    worker = fleet.start()
+    gate.wait(3)
+    worker.send(signal.SIGSTOP)
+    gate.open()
+    tick = fleet.scalar("select tick from fleet")
+    until(lambda: store.housekeep(fleet.conn) and fleet.scalar("select tick from fleet") >= tick + 4, "ticks")
+    worker.send(signal.SIGCONT)
+    assert worker.exit_code() == 0
+    assert fleet.leases() == 3
+    assert len(shop.seen()) == 3 * len(shop.seen(mall="demo1"))
+    assert fleet.items() == shop.truth([1, 2, 3])
+
+
+def test_a_worker_without_a_database_stops_before_its_permits_expire_and_ends_with_74(
+    hasty: Fleet, proxy: PgProxy
+) -> None:
+    hasty.noop(users=4, duration_s=600)
+    hasty.plan()
+    worker = hasty.start(CRAWLFLEET_DATABASE_URL=proxy.url)
+    until(lambda: hasty.held() == 4, "four crawls under way")
+    proxy.refuse()
+    assert worker.exit_code() == 74
+    assert worker.events("worker stops itself")
+    silent_ticks = hasty.scalar("select max(f.tick - p.renewed_tick) from fleet f, permit p")
+    assert silent_ticks < HASTY.expire_ticks
+
+
+def test_a_database_outage_shorter_than_the_deadline_costs_nothing(fleet: Fleet, proxy: PgProxy) -> None:
+    fleet.noop(users=30, items=1, duration_s=0.5)
+    fleet.plan()
+    worker = fleet.start(CRAWLFLEET_DATABASE_URL=proxy.url)
+    until(lambda: fleet.held() == 10, "ten crawls under way")
+    proxy.refuse()
+    until(lambda: worker.events("turn failed, will reconnect"), "the worker to notice")
+    proxy.admit()
+    assert worker.exit_code() == 0
+    assert all_ok(fleet)
+    assert fleet.leases() == 30
+    assert fleet.scalar("select count(*) from item") == 30
+
+
+def test_a_worker_whose_registration_was_ended_stops_with_74(fleet: Fleet) -> None:
+    fleet.noop(users=4, duration_s=600)
+    fleet.plan()
+    worker = fleet.start()
+    until(lambda: fleet.held() == 4, "four crawls under way")
+    fleet.conn.execute("update worker set ended_at = now()")
+    assert worker.exit_code() == 74
+
+
+def test_a_drained_worker_without_a_database_still_ends(hasty: Fleet, proxy: PgProxy) -> None:
+    hasty.noop(users=4, duration_s=600)
+    hasty.plan()
+    worker = hasty.start(CRAWLFLEET_DATABASE_URL=proxy.url)
+    until(lambda: hasty.held() == 4, "four crawls under way")
+    proxy.refuse()
+    worker.send(signal.SIGTERM)
+    assert worker.exit_code() == 74
+
+
+# Lost replies and cut connections.
+
+
+def test_a_commit_whose_reply_is_lost_is_neither_lost_nor_doubled(fleet: Fleet, proxy: PgProxy) -> None:
+    fleet.noop(users=30, cap=5, items=3, duration_s=0.2)
+    fleet.plan()
+    proxy.lose(COMMITTING, times=3)
+    worker = fleet.start(slots=5, CRAWLFLEET_DATABASE_URL=proxy.url)
+    assert worker.exit_code() == 0
+    assert proxy.lost == 3
+    assert all_ok(fleet)
+    assert fleet.leases() == 30
+    assert fleet.scalar("select count(*) from item") == 90
+    assert fleet.scalar("select sum(retries + crashes) from task") == 0
+
+
+def test_a_take_whose_reply_is_lost_is_adopted(fleet: Fleet, proxy: PgProxy) -> None:
+    """Otherwise its permits would wait for their expiry, and its tasks be charged a crash."""
+    fleet.noop(users=10, duration_s=0.2)
+    fleet.plan()
+    proxy.lose(TAKING)
+    worker = fleet.start(CRAWLFLEET_DATABASE_URL=proxy.url)
+    assert worker.exit_code() == 0
+    assert proxy.lost == 1
+    assert all_ok(fleet)
+    assert fleet.leases() == 10
+    assert fleet.all_failures() == set()
+
+
+def test_a_renewal_whose_reply_is_lost_harms_nobody(fleet: Fleet, proxy: PgProxy) -> None:
+    fleet.noop(users=5, duration_s=2)
+    fleet.plan()
+    proxy.lose("set renewed_tick = f.tick", times=2)
+    assert fleet.start(CRAWLFLEET_DATABASE_URL=proxy.url).exit_code() == 0
+    assert proxy.lost == 2
+    assert fleet.leases() == 5
+
+
+def test_a_commit_that_takes_effect_after_its_worker_gave_it_up_is_not_doubled(
+    fleet: Fleet, proxy: PgProxy
+) -> None:
+    """The cut comes while the server still commits: what is read back then is older than the commit."""
+    fleet.noop(users=5, items=1, duration_s=0.2)
+    fleet.plan()
+    _commit_slowly(fleet, "item")
+    with fleet.locked("select pg_advisory_xact_lock(42)"):
+        worker = fleet.start(CRAWLFLEET_DATABASE_URL=proxy.url)
+        until(lambda: fleet.blocked_backends() >= 1, "a commit that hangs")
+        proxy.refuse()
+        proxy.admit()
+        until(lambda: worker.events("turn failed, will reconnect"), "the worker to reconnect")
+        until(lambda: fleet.blocked_backends() >= 2, "the second try to wait for the first")
+    assert worker.exit_code() == 0
+    assert all_ok(fleet)
+    assert fleet.leases() == 5
+    assert fleet.scalar("select count(*) from item") == 5
+
+
+def test_a_take_that_takes_effect_after_its_worker_gave_it_up_is_rescued(
+    hasty: Fleet, proxy: PgProxy
+) -> None:
+    """The worker never learns of these permits and does not renew them."""
+    hasty.noop(users=3)
+    hasty.plan()
+    _commit_slowly(hasty, "permit")
+    with hasty.locked("select pg_advisory_xact_lock(42)"):
+        worker = hasty.start(CRAWLFLEET_DATABASE_URL=proxy.url)
+        until(lambda: hasty.blocked_backends() >= 1, "a take that hangs")
+        proxy.refuse()
+        proxy.admit()
+        until(lambda: worker.events("turn failed, will reconnect"), "the worker to reconnect")
+    assert worker.exit_code() == 0
+    assert all_ok(hasty)
+    assert hasty.all_failures() <= {("crashed", "WorkerLost")}
+
+
+def _commit_slowly(fleet: Fleet, table: str) -> None:
+    """Commits that wrote to `table` wait for the advisory lock 42."""
+    fleet.conn.execute(
+        "create function wait() returns trigger language plpgsql as"
+        " $$ begin perform pg_advisory_xact_lock_shared(42); return null; end $$"
+    )
+    fleet.conn.execute(
+        f"create constraint trigger slow after insert or update on {table} deferrable initially deferred"
+        " for each row execute function wait()"
+    )
+
+
+def test_a_run_whose_backends_are_all_terminated_again_and_again_ends_complete(fleet: Fleet) -> None:
+    fleet.noop(users=60, cap=10, items=2, duration_s=0.3)
+    fleet.plan(workers=2)
+    workers = [fleet.start(i, slots=5) for i in range(2)]
+    for done in (5, 15, 25, 35):
+        until(lambda done=done: fleet.count("ok") >= done, f"{done} tasks done")  # type: ignore[misc]
+        assert fleet.scalar(TERMINATE) > 0
+    assert [worker.exit_code() for worker in workers] == [0, 0]
+    assert all_ok(fleet)
+    assert fleet.scalar("select count(*) from item") == 120
+    assert fleet.scalar("select sum(retries + crashes) from task") == 0
+
+
+def test_a_crawl_that_loses_its_database_connection_is_begun_again_uncharged(
+    fleet: Fleet, shop: WatchedShop
+) -> None:
+    """Here the crawls use the database themselves, for the pace of each request."""
+    fleet.cafe24(shop, users=12, requestsPerSecond=20)
+    fleet.plan()
+    worker = fleet.start()
+    for requests in (10, 25):
+        until(lambda requests=requests: len(shop.seen()) >= requests, f"{requests} requests")  # type: ignore[misc]
+        fleet.scalar(TERMINATE)
+    assert worker.exit_code() == 0
+    assert all_ok(fleet)
+    assert fleet.scalar("select sum(retries + crashes) from task") == 0
+    assert fleet.items() == shop.truth(range(1, 13))
+    assert shop.violations() == {}
+
+
+# Data that cannot be taken.
+
+
+def test_of_twenty_crawls_the_one_with_a_poisoned_record_ends_bug(fleet: Fleet, shop: WatchedShop) -> None:
+    """All twenty are committed in few turns; the culprit must not hold back the others."""
+    shop.switch_mall("demo7", poison_record=True)
+    fleet.cafe24(shop, users=20, maxConcurrent=20)
+    fleet.plan()
+    gate = shop.gate("products")
+    worker = fleet.start(slots=20)
+    gate.wait(20)
+    gate.open()
+    assert worker.exit_code() == 0
+    assert fleet.tasks() == {u: ("dead", "bug") if u == 7 else ("ok", "ok") for u in range(1, 21)}
+    assert fleet.failures(7) == [("bug", "RefusedByDatabase")]
+    assert fleet.items() == shop.truth(u for u in range(1, 21) if u != 7)
+    assert fleet.leases() == 20
+
+
+def test_a_poisoned_record_in_a_chunk_written_ahead_ends_bug(fleet: Fleet) -> None:
+    fleet.add_accounts("noop", [(1, {})])
+    with WatchedShop(orders_per_mall=1200) as shop:
+        shop.switch(poison_record=True)
+        fleet.cafe24(shop, users=1)
+        fleet.plan()
+        fleet.run()
+    assert fleet.failures(1) == [("bug", "RefusedByDatabase")]
