@@ -57,10 +57,11 @@ class PendingStores:
             self._pending -= 1
             self._changed.notify_all()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until none is pending; False if there still is one."""
+    def wait_long(self) -> None:
+        """Wait until none is pending, however long it takes; says so each minute."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._pending == 0, timeout_s)
+            while not self._changed.wait_for(lambda: self._pending == 0, 60):
+                log.warning("waiting to store a refreshed token")
 
 
 class Tokens:

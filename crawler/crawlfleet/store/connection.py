@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Self
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -95,3 +95,34 @@ def transaction(conn: Connection, *, long: bool = False) -> Iterator[Connection]
             conn.execute("rollback")
         raise
     conn.execute("commit")
+
+
+class Reconnecting:
+    """A thread's own connection, opened when it is first needed and again after it was lost."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._conn: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._conn is not None:
+            self._conn.close()
+
+    def __call__(self) -> Connection:
+        if self._conn is None or self._conn.closed:
+            self._conn = connect(self._url, self._name)
+        return self._conn
+
+
+def is_refused_data(exc: psycopg.Error) -> bool:
+    """Whether PostgreSQL refuses the data itself (a NUL, an oversized key): trying again will not help."""
+    return (exc.sqlstate or "")[:2] in ("22", "54")
+
+
+def first_line(exc: Exception) -> str:
+    """An error's first line, for a log."""
+    return str(exc).strip().split("\n", 1)[0]

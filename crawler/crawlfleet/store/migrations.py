@@ -44,7 +44,9 @@ def migrate(url: str) -> list[str]:
     here first), DatabaseUnavailable if there is no server.
     """
     with connect(url, "crawlfleet migrate") as conn:
-        return [migration.name for migration in available() if _apply(conn, migration)]
+        applied = [migration.name for migration in available() if _apply(conn, migration)]
+        check_schema(conn)
+    return applied
 
 
 def _apply(conn: Connection, migration: Migration) -> bool:

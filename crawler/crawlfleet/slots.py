@@ -1,0 +1,261 @@
+"""The slots of a worker: threads that crawl, one account at a time, and hand what they finished to the loop.
+
+Hop three and four of a crawl: a lease becomes a `LiveCrawl`, the adapter runs, `verdicts.judge` decides. What is
+written ahead of the completion goes through `store.turn.write_ahead`; the completion itself is the loop's.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from crawlfleet import metrics
+from crawlfleet.crawl import Exit, Interrupted, LiveCrawl, encode
+from crawlfleet.credentials import KeyRing, proxy_context, redact
+from crawlfleet.errors import (
+    AuthFailed,
+    BadConfiguration,
+    BadInput,
+    Bug,
+    CrawlEnded,
+    DatabaseUnavailable,
+    Verdict,
+)
+from crawlfleet.leases import Leases
+from crawlfleet.sources import Adapter, load_adapter
+from crawlfleet.store import sources, turn
+from crawlfleet.store.connection import Connection, is_refused_data, transaction
+from crawlfleet.store.sources import EgressRow, Settings
+from crawlfleet.store.turn import Finished, Identity, Lease, Row
+from crawlfleet.tokens import PendingStores, Tokens
+from crawlfleet.verdicts import OK, Outcome, interrupted, judge
+
+log = logging.getLogger(__name__)
+
+CHUNK_ROWS, CHUNK_BYTES = 500, 256 * 1024
+"""Above either, items are written ahead of the crawl's completion."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of the batch: its settings and its adapter, built once."""
+
+    source_id: int
+    name: str
+    settings: Settings
+    adapter: Adapter
+
+
+def batch_sources(conn: Connection, batch_id: int) -> dict[int, Source]:
+    """The sources of a batch by id. Raises BadConfiguration if an adapter is missing or refuses its options."""
+    found = {}
+    for source_id, (name, settings) in sources.batch_settings(conn, batch_id).items():
+        try:
+            adapter = load_adapter(settings.adapter)(settings.options)
+        except BadInput as exc:
+            raise BadConfiguration(f"source {name}: {exc}") from exc
+        found[source_id] = Source(source_id, name, settings, adapter)
+    return found
+
+
+class Exits:
+    """How requests of each egress leave. Read anew with each renewal, so that a changed proxy is live."""
+
+    def __init__(self, keys: KeyRing, batch_id: int) -> None:
+        self._keys = keys
+        self._batch_id = batch_id
+        self._by_egress: dict[int, Exit] = {}
+
+    def read(self, conn: Connection) -> None:
+        """Read all egresses of the batch."""
+        self._by_egress = {e.egress_id: self._opened(e) for e in sources.egresses(conn, self._batch_id)}
+
+    def of(self, egress_id: int, pool: ConnectionPool[Connection]) -> Exit:
+        """One egress; one that was added just now is read first."""
+        if egress_id not in self._by_egress:
+            with pool.connection() as conn:
+                self.read(conn)
+        return self._by_egress[egress_id]
+
+    def source_of(self, egress_id: int) -> int | None:
+        """The source an egress belongs to, None if it is not known yet."""
+        known = self._by_egress.get(egress_id)
+        return known.source_id if known else None
+
+    def _opened(self, egress: EgressRow) -> Exit:
+        if egress.proxy is None:
+            return Exit(egress.egress_id, egress.source_id, None)
+        opened = self._keys.open(bytes(egress.proxy), proxy_context(egress.source, egress.name))
+        return Exit(egress.egress_id, egress.source_id, opened["url"])
+
+
+class Slots:
+    """As many threads as crawls ever ran at once. `finished` is what the loop waits on."""
+
+    def __init__(
+        self,
+        me: Identity,
+        leases: Leases,
+        sources: Mapping[int, Source],
+        exits: Exits,
+        *,
+        pool: ConnectionPool[Connection],
+        keys: KeyRing,
+        random: Random,
+        clock: Callable[[], float],
+    ) -> None:
+        self._me = me
+        self._leases = leases
+        self._sources = sources
+        self._exits = exits
+        self._pool = pool
+        self._keys = keys
+        self._random = random
+        self._clock = clock
+        self._threads = 0
+        self._to_crawl: queue.SimpleQueue[LiveCrawl | None] = queue.SimpleQueue()
+        self.finished: queue.SimpleQueue[Finished | None] = queue.SimpleQueue()
+        self.pending = PendingStores()
+
+    def begin(self, lease: Lease, stop_at: float) -> None:
+        """Begin to crawl a lease; requests may be sent until `stop_at` (and longer, as it is renewed)."""
+        try:
+            crawl = self._open(lease, stop_at)
+        except CrawlEnded as ended:
+            self.finished.put(self.judged(lease, Outcome.of(ended), lease.generation, ()))
+            return
+        if self._leases.begin(crawl) > self._threads:
+            self._threads += 1
+            threading.Thread(target=self._slot, name=f"slot-{self._threads}", daemon=True).start()
+        self._to_crawl.put(crawl)
+
+    def close(self) -> None:
+        """Let idle threads end."""
+        for _ in range(self._threads):
+            self._to_crawl.put(None)
+
+    def judged(
+        self, lease: Lease, outcome: Outcome, generation: int | None, rows: Sequence[Row], cost_ms: int = 0
+    ) -> Finished:
+        """A finished crawl with what becomes of its task."""
+        budgets = self._sources[lease.source_id].settings.budgets
+        decision = judge(outcome, lease.history, budgets, self._random)
+        return Finished(lease, outcome, decision, generation, cost_ms, tuple(rows))
+
+    def refused(self, finished: Finished, exc: psycopg.Error) -> Finished:
+        """The same crawl, ended `bug`: PostgreSQL refuses a record of it."""
+        return self.judged(
+            finished.lease, Outcome.of(_bad_record(exc)), finished.generation, (), finished.cost_ms
+        )
+
+    def _open(self, lease: Lease, stop_at: float) -> LiveCrawl:
+        source = self._sources[lease.source_id]
+        if lease.credentials is None or lease.generation is None:
+            raise AuthFailed("AccountPurged", "the account was deleted after the batch was planned")
+        tokens = Tokens(
+            self._pool.connection,
+            self._keys,
+            self.pending,
+            source=source.name,
+            source_id=lease.source_id,
+            user_id=lease.user_id,
+            lease_id=lease.lease_id,
+            sealed=bytes(lease.credentials),
+            generation=lease.generation,
+        )
+        return LiveCrawl(
+            lease,
+            source=source.name,
+            base_url=source.settings.base_url,
+            tokens=tokens,
+            way_out=self._exits.of(lease.egress_id, self._pool),
+            database=self._pool.connection,
+            timeout_s=source.settings.job_timeout_s,
+            stop_at=stop_at,
+            clock=self._clock,
+        )
+
+    def _slot(self) -> None:
+        while (crawl := self._to_crawl.get()) is not None:
+            finished = self._crawl(crawl)
+            self._leases.end(crawl)
+            self.finished.put(finished)
+
+    def _crawl(self, crawl: LiveCrawl) -> Finished:
+        """Run one crawl to its verdict."""
+        source = self._sources[crawl.lease.source_id]
+        rows: list[Row] = []
+        with metrics.CRAWLS_RUNNING.labels(source.name).track_inprogress():
+            outcome = self._outcome(source, crawl, rows)
+            crawl.close()
+        cost_ms = max(1, round((self._clock() - crawl.began_at) * 1000))
+        kept = rows if outcome is OK else ()
+        return self.judged(crawl.lease, outcome, crawl.tokens.generation, kept, cost_ms)
+
+    def _outcome(self, source: Source, crawl: LiveCrawl, rows: list[Row]) -> Outcome:
+        """The one place where everything is caught."""
+        try:
+            self._collect(source, crawl, rows)
+        except Interrupted as ended:
+            return interrupted(ended.reason)
+        except CrawlEnded as ended:
+            return _redacted(Outcome.of(ended), crawl)
+        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, DatabaseUnavailable):
+            return interrupted("DatabaseLost")
+        except Exception as exc:
+            log.error("adapter failed", extra={"user_id": crawl.user_id, "where": _where(exc)})
+            return Outcome(Verdict.BUG, type(exc).__name__, "the adapter failed; the worker's log says where")
+        return OK
+
+    def _collect(self, source: Source, crawl: LiveCrawl, rows: list[Row]) -> None:
+        """Encode items as they come; above a chunk they are written ahead."""
+        size = count = 0
+        crawl.check()
+        for item in source.adapter.crawl(crawl):
+            row = encode(item)
+            rows.append(row)
+            count += 1
+            size += len(row.body)
+            if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                self._write_ahead(crawl, rows)
+                size = 0
+        crawl.check()
+        metrics.ITEMS.labels(source.name).inc(count)
+
+    def _write_ahead(self, crawl: LiveCrawl, rows: list[Row]) -> None:
+        crawl.check()
+        try:
+            with self._pool.connection() as conn, transaction(conn):
+                held = turn.write_ahead(conn, self._me, crawl.lease, rows)
+        except psycopg.Error as exc:
+            if is_refused_data(exc):
+                raise _bad_record(exc) from None
+            raise
+        if not held:
+            raise Interrupted("Fenced", "the permit was rescued")
+        rows.clear()
+
+
+def _redacted(outcome: Outcome, crawl: LiveCrawl) -> Outcome:
+    """Whatever an adapter puts into its words, its account's secrets do not get out."""
+    secrets = [str(value) for value in crawl.credentials.values()]
+    snapshot = outcome.snapshot and redact(outcome.snapshot, secrets)[:8192]
+    return replace(outcome, detail=redact(outcome.detail, secrets)[:500], snapshot=snapshot)
+
+
+def _bad_record(exc: psycopg.Error) -> Bug:
+    return Bug("RefusedByDatabase", f"PostgreSQL refuses a record of this crawl (SQLSTATE {exc.sqlstate})")
+
+
+def _where(exc: BaseException) -> str:
+    """Type and place of an adapter's failure, without its message: that may quote a reply or a credential."""
+    last = traceback.extract_tb(exc.__traceback__)[-1]
+    return f"{type(exc).__name__} at {last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
