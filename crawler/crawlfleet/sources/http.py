@@ -63,26 +63,25 @@ def _shut(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-class _KnownHTTPConnection(HTTPConnection):
+class _Known:
+    """Mixed into a connection of urllib3: tells `Connections` of its socket as soon as there is one."""
+
     def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections = connections
 
     def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
+        sock: socket.socket = super()._new_conn()  # type: ignore[misc]  # the connection it is mixed into
         self._connections.add(sock)
         return sock
 
 
-class _KnownHTTPSConnection(HTTPSConnection):
-    def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._connections = connections
+class _KnownHTTPConnection(_Known, HTTPConnection):
+    """A plain connection."""
 
-    def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
-        self._connections.add(sock)
-        return sock
+
+class _KnownHTTPSConnection(_Known, HTTPSConnection):
+    """One with TLS."""
 
 
 class _KnownConnectionsAdapter(HTTPAdapter):
