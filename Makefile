@@ -5,7 +5,7 @@ BIN := .venv/bin
 HAS_POSTGRES := test -n "$$CRAWLFLEET_DATABASE_URL" || ls /usr/lib/postgresql/*/bin/initdb || test -x "$$(pg_config --bindir)/initdb"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps test-deps run test lint format lock bench chaos clean
+.PHONY: help setup deps test-deps run test lint format lock bench bench-deps chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,8 +48,11 @@ lock: setup ## raise every dependency to its newest version in requirements.lock
 	  --unsafe-package crawlfleet --extra dev --extra bench --output-file requirements.lock pyproject.toml
 	@sed -i '/^# WARNING/,$$d' requirements.lock # about crawlfleet itself, which is installed from here
 
-bench: setup test-deps ## measure
-	$(BIN)/pytest -s tests/benchmarks
+bench: setup bench-deps ## measure, beside Celery and Redis: `make bench BENCH="throughput --save FILE"`
+	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
+
+bench-deps: ## the same for the benchmarks
+	@scripts/system-packages redis-server 'command -v redis-server'
 
 chaos: setup test-deps ## kill workers, browsers and databases, and count what is lost
 	$(BIN)/pytest -s tests/chaos

@@ -45,6 +45,12 @@ def open_dir() -> Iterator[Path]:
     yield from _open_dir()
 
 
+@pytest.fixture(scope="module")
+def module_dir() -> Iterator[Path]:
+    """The same for all tests of a module."""
+    yield from _open_dir()
+
+
 @pytest.fixture(scope="session")
 def _session_dir() -> Iterator[Path]:
     yield from _open_dir()

@@ -32,8 +32,11 @@ from builders import key_ring, scalar
 from crawlfleet import apply, planner
 from crawlfleet.accounts import Account
 from crawlfleet.credentials import account_context
-from crawlfleet.demo.cafe24 import Cafe24Shop, Reply, Request, ShopConfig, demo_accounts
+from crawlfleet.demo.cafe24 import Cafe24Shop
+from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.exchange import Reply, Request
 from crawlfleet.demo.server import ShopServer
+from crawlfleet.demo.tokens import demo_accounts
 from crawlfleet.local.child import spawn
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, Secret
 from crawlfleet.store import fleet

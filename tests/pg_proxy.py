@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -48,6 +49,15 @@ class PgProxy:
             links = list(self._links)
         for link in links:
             link.cut()
+
+    def cut(self, share: float, random: Random) -> int:
+        """Cut that share of the connections, whatever they are in the middle of; how many."""
+        with self._lock:
+            links = list(self._links)
+        chosen = random.sample(links, round(share * len(links)))
+        for link in chosen:
+            link.cut()
+        return len(chosen)
 
     def admit(self) -> None:
         """The database can be reached again."""
@@ -89,8 +99,8 @@ class PgProxy:
             if not refused:
                 server.connect(self._upstream)
                 link.run()
-        except OSError:
-            pass  # one of them hung up
+        except (OSError, struct.error):
+            pass  # one of them hung up, maybe in the middle of a message
         finally:
             link.cut()
             with self._lock:

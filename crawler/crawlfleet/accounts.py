@@ -11,17 +11,16 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, Literal, NoReturn, cast
 
 from crawlfleet.errors import BadInput
-from crawlfleet.sources import Credentials
+from crawlfleet.sources import KST, Credentials
 
 Format = Literal["jsonl", "csv"]
 Subscription = Literal["paid", "free"]
 Check = Callable[[str, Credentials], None]
 
-KST = timezone(timedelta(hours=9), "KST")
 MAX_USER_ID = 2**63 - 1
 MAX_LINE_BYTES = 2**20
 

@@ -24,7 +24,7 @@ IMPORT_CHUNK = 1000
 def declare(conn: Connection, keys: KeyRing, manifests: Manifests) -> None:
     """Write the manifests' sources and egresses; they are live at once.
 
-    Raises BadInput for an exit that another source uses.
+    Raises BadInput for an exit that another source uses, and for an unknown adapter.
     """
     for name, source in manifests.sources.items():
         put_source(conn, name, _egresses(keys, manifests, source), retain_days=source.spec.retention_days)
@@ -45,13 +45,14 @@ def _adapter(source: CrawlSource) -> Adapter:
 def _egresses(keys: KeyRing, manifests: Manifests, source: CrawlSource) -> list[EgressSpec]:
     spec, caps, name = source.spec, egress_caps(source.spec), source.metadata.name
     rate = spec.requests_per_second
+    base_url = spec.base_url or load_adapter(spec.adapter).official_url
     found = []
     for egress in spec.egresses:
         url = proxy_url(manifests, egress)
         found.append(
             EgressSpec(
                 name=egress.name,
-                exit=exit_identity(spec, url),
+                exit=exit_identity(spec.adapter, base_url, url),
                 proxy=keys.seal({"url": url}, proxy_context(name, egress.name)) if url else None,
                 cap=caps[egress.name],
                 gap_us=round(1e6 / (rate * PACE_HEADROOM)) if rate else 0,

@@ -21,7 +21,15 @@ import requests
 from crawlfleet.errors import Bug, CrawlEnded, Retry, Throttled, Verdict
 from crawlfleet.metrics import PACE_SECONDS
 from crawlfleet.sources import Credentials, Item
-from crawlfleet.sources.http import CONNECT_S, READ_S, CheckedBody, Connections, open_session, verdicts
+from crawlfleet.sources.http import (
+    CONNECT_S,
+    READ_S,
+    CheckedBody,
+    Connections,
+    open_session,
+    proxy_refused,
+    verdicts,
+)
 from crawlfleet.store.connection import transaction
 from crawlfleet.store.queries import sql
 from crawlfleet.store.turn import Lease, Row
@@ -107,6 +115,9 @@ class LiveCrawl:
             response = self._session.request(
                 method, url, stream=True, allow_redirects=False, timeout=(CONNECT_S, READ_S), **kwargs
             )
+        if response.status_code == 407 and self._exit.proxy is not None:
+            response.close()
+            raise proxy_refused()
         response.raw = CheckedBody(response.raw, self.check)
         return response
 
@@ -207,11 +218,13 @@ class LiveCrawl:
 
 
 def encode(item: Item) -> Row:
-    """An item as it is stored. Raises Bug for what cannot be (a lone surrogate, no JSON)."""
+    """An item as it is stored. Raises Bug for what cannot be (a lone surrogate, a key with NUL, no JSON)."""
     try:
         body = dumps(item.body, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = blake2b(body.encode(), digest_size=16).digest()
-        item.external_id.encode()
+        if "\x00" in (key := item.kind + item.external_id):
+            raise ValueError("the driver refuses NUL before PostgreSQL can")
+        key.encode()
     except (TypeError, ValueError) as exc:
         raise Bug(
             "BadRecord", f"a record of kind {item.kind!r} cannot be stored: {type(exc).__name__}"

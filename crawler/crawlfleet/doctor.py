@@ -8,12 +8,13 @@ from pathlib import Path
 
 import psycopg
 
-from crawlfleet.credentials import KeyRing, account_context
+from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import CrawlfleetError
+from crawlfleet.keys import check_keys
 from crawlfleet.sources import load_adapter
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.store.migrations import check_schema
-from crawlfleet.store.queries import sql
+from crawlfleet.store.sources import latest_adapters
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def examine(url: str, keys_file: Path) -> Iterator[Finding]:
     keys = None
     try:
         keys = KeyRing.load(keys_file)
-        yield Finding("keys", True, f"{keys_file} can be read")
+        yield Finding("keys", True, f"{keys_file}: {', '.join(keys.ids)}; {keys.ids[0]} seals")
     except CrawlfleetError as exc:
         yield Finding("keys", False, str(exc))
     try:
@@ -53,18 +54,15 @@ def _version(conn: Connection) -> str:
 
 
 def _fitting(conn: Connection, keys: KeyRing) -> Finding:
-    row = conn.execute(sql("any_account")).fetchone()
-    if row is None:
-        return Finding("credentials", True, "no account yet")
     try:
-        keys.open(bytes(row[2]), account_context(row[1], row[0]))
+        tried = check_keys(conn, keys)
     except CrawlfleetError as exc:
         return Finding("credentials", False, str(exc))
-    return Finding("credentials", True, "the keys open them")
+    return Finding("credentials", True, "the keys open them" if tried else "no account yet")
 
 
 def _sources(conn: Connection) -> Iterator[Finding]:
-    for name, adapter in conn.execute(sql("latest_adapters")).fetchall():
+    for name, adapter in latest_adapters(conn):
         try:
             load_adapter(adapter)
             yield Finding(f"source {name}", True, f"adapter {adapter}")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM, as shells have it."""
+
 
 class Verdict(StrEnum):
     """How a crawl ended. Exactly one each."""

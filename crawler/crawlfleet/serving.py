@@ -10,7 +10,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from crawlfleet.errors import BadConfiguration
 
-
 _TEXT = "text/plain; charset=utf-8"
 
 

@@ -25,7 +25,9 @@ from crawlfleet.errors import (
     BadConfiguration,
     BadInput,
     Bug,
+    Crashed,
     CrawlEnded,
+    CrawlfleetError,
     DatabaseUnavailable,
     Verdict,
 )
@@ -75,14 +77,29 @@ class Exits:
         self._by_egress: dict[int, Exit] = {}
 
     def read(self, conn: Connection) -> None:
-        """Read all egresses of the batch."""
-        self._by_egress = {e.egress_id: self._opened(e) for e in sources.egresses(conn, self._batch_id)}
+        """Read all egresses of the batch. The first time, BadConfiguration if a proxy cannot be opened.
+
+        Later such an egress is left as it was: whoever sealed its new proxy used a key that we do not have.
+        """
+        found = {}
+        for egress in sources.egresses(conn, self._batch_id):
+            try:
+                found[egress.egress_id] = self._opened(egress)
+            except CrawlfleetError as exc:
+                if not self._by_egress:
+                    raise BadConfiguration(str(exc)) from exc
+                log.warning("proxy not opened", extra={"source": egress.source, "egress": egress.name})
+                if known := self._by_egress.get(egress.egress_id):
+                    found[egress.egress_id] = known
+        self._by_egress = found
 
     def of(self, egress_id: int, pool: ConnectionPool[Connection]) -> Exit:
         """One egress; one that was added just now is read first."""
         if egress_id not in self._by_egress:
             with pool.connection() as conn:
                 self.read(conn)
+        if egress_id not in self._by_egress:
+            raise Crashed("CannotBeOpened", "the key ring of this worker does not open the egress's proxy")
         return self._by_egress[egress_id]
 
     def source_of(self, egress_id: int) -> int | None:
@@ -160,17 +177,20 @@ class Slots:
         source = self._sources[lease.source_id]
         if lease.credentials is None or lease.generation is None:
             raise AuthFailed("AccountPurged", "the account was deleted after the batch was planned")
-        tokens = Tokens(
-            self._pool.connection,
-            self._keys,
-            self.pending,
-            source=source.name,
-            source_id=lease.source_id,
-            user_id=lease.user_id,
-            lease_id=lease.lease_id,
-            sealed=bytes(lease.credentials),
-            generation=lease.generation,
-        )
+        try:
+            tokens = Tokens(
+                self._pool.connection,
+                self._keys,
+                self.pending,
+                source=source.name,
+                source_id=lease.source_id,
+                user_id=lease.user_id,
+                lease_id=lease.lease_id,
+                sealed=bytes(lease.credentials),
+                generation=lease.generation,
+            )
+        except CrawlfleetError as exc:  # not `auth`: our keys are at fault, not the seller's credentials
+            raise Crashed("CannotBeOpened", str(exc)) from exc
         return LiveCrawl(
             lease,
             source=source.name,
@@ -210,6 +230,8 @@ class Slots:
             return _redacted(Outcome.of(ended), crawl)
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, DatabaseUnavailable):
             return interrupted("DatabaseLost")
+        except CrawlfleetError as exc:  # refreshed meanwhile by a worker with a key that we do not have
+            return Outcome(Verdict.CRASHED, "CannotBeOpened", str(exc))
         except Exception as exc:
             log.error("adapter failed", extra={"user_id": crawl.user_id, "where": _where(exc)})
             return Outcome(Verdict.BUG, type(exc).__name__, "the adapter failed; the worker's log says where")
@@ -245,10 +267,15 @@ class Slots:
 
 
 def _redacted(outcome: Outcome, crawl: LiveCrawl) -> Outcome:
-    """Whatever an adapter puts into its words, its account's secrets do not get out."""
+    """Whatever an adapter puts into its words, its account's secrets do not get out, and they can be stored."""
     secrets = [str(value) for value in crawl.credentials.values()]
-    snapshot = outcome.snapshot and redact(outcome.snapshot, secrets)[:8192]
-    return replace(outcome, detail=redact(outcome.detail, secrets)[:500], snapshot=snapshot)
+    snapshot = outcome.snapshot and _storable(redact(outcome.snapshot, secrets))[:8192]
+    return replace(outcome, detail=_storable(redact(outcome.detail, secrets))[:500], snapshot=snapshot)
+
+
+def _storable(text: str) -> str:
+    """Without NUL and lone surrogates: a quoted page may hold them, and no text column takes them."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
 
 
 def _bad_record(exc: psycopg.Error) -> Bug:

@@ -27,6 +27,7 @@ from crawlfleet import metrics
 from crawlfleet.crawl import Interrupted, boottime
 from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import BadConfiguration, DatabaseUnavailable, Verdict
+from crawlfleet.keys import check_keys
 from crawlfleet.leases import Leases
 from crawlfleet.serving import Server
 from crawlfleet.settings import WorkerSettings
@@ -90,6 +91,7 @@ class Worker:
             raise BadConfiguration(
                 f"CRAWLFLEET_BATCH: there is no batch {self._settings.batch!r} in this database"
             )
+        check_keys(conn, keys, batch.batch_id)
         exits = Exits(keys, batch.batch_id)
         exits.read(conn)
         self._sources = batch_sources(conn, batch.batch_id)

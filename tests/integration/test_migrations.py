@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 from builders import scalar, together
 
@@ -29,7 +31,7 @@ def test_an_empty_database_gets_every_migration_once(empty: Connection, database
 def test_two_concurrent_runs_apply_each_migration_once(empty: Connection, database_url: str) -> None:
     applied = together(*[lambda: migrate(database_url)] * 4)
 
-    assert sorted(sum(applied, [])) == sorted(NAMES)
+    assert sorted(chain(*applied)) == sorted(NAMES)
     check_schema(empty)
 
 

@@ -51,9 +51,7 @@ def ranks(conn: Connection, batch_id: int) -> dict[int, tuple[int, int]]:
 
 def egresses_of(conn: Connection, table: str = "track") -> dict[int, str]:
     """User id → name of the egress."""
-    rows = conn.execute(
-        f"select user_id, e.name from {table} t join egress e using (egress_id)"  # type: ignore[arg-type]
-    )
+    rows = conn.execute(f"select user_id, e.name from {table} t join egress e using (egress_id)")
     return dict(rows.fetchall())
 
 
@@ -128,7 +126,8 @@ def test_users_are_spread_over_the_workers_and_stay_with_theirs(conn: Connection
     second = plan_batch(conn, workers=4, selector=Selector(divisor=2, remainder=0))
 
     shards = "select user_id, shard from task where batch_id = %s"
-    before, after = (dict(conn.execute(shards, (batch,)).fetchall()) for batch in (first, second))
+    before: dict[int, int] = dict(conn.execute(shards, (first,)).fetchall())
+    after: dict[int, int] = dict(conn.execute(shards, (second,)).fetchall())
     assert all(50 < number < 150 for number in Counter(before.values()).values())
     assert set(before.values()) == {0, 1, 2, 3}
     assert after.items() <= before.items()
@@ -196,7 +195,9 @@ def test_accounts_that_nobody_can_log_in_to_are_planned_as_dead_and_say_why(conn
     batch = plan_batch(conn)
 
     assert task_states(conn, batch) == {1: "ready", 2: "dead"}
-    told = conn.execute("select verdict::text, reason from failure join task using (batch_id, task_no)")
+    told = conn.execute(
+        "select failure.verdict::text, reason from failure join task using (batch_id, task_no)"
+    )
     assert told.fetchall() == [("auth", "RefreshLost")]
 
 

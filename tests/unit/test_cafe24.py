@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from direct_crawl import DirectCrawl
+from requests import Response
 from scripted_shop import Reply, Request, ScriptedShop, html_reply, json_reply
 
 from crawlfleet.errors import AuthFailed, BadInput, Blocked, Bug, CrawlEnded, Retry, Throttled
@@ -189,6 +190,20 @@ def test_the_base_url_may_hold_the_mall_id(shop: ScriptedShop) -> None:
     shop.answer = lambda request: json_reply({"count": 0} if "count" in request.path else {"products": []})
     assert read(crawl) == []
     assert shop.paths() == ["/mall-7" + COUNT, "/mall-7" + PRODUCTS]
+    crawl.close()
+
+
+def test_without_a_base_url_the_malls_official_address_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def send(method: str, url: str, **kwargs: Any) -> Response:
+        called.append(url)
+        raise Retry("Recorded")
+
+    crawl = DirectCrawl(None, dict(ACCOUNT))
+    monkeypatch.setattr(crawl, "request", send)
+    assert ending(crawl).reason == "Recorded"
+    assert called == ["https://mall-7.cafe24api.com" + COUNT]
     crawl.close()
 
 

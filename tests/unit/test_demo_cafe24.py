@@ -11,21 +11,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from crawlfleet.demo.cafe24 import (
-    CLIENT_ID,
-    KST,
-    Cafe24Shop,
-    Delivery,
-    Reply,
-    Request,
-    ShopConfig,
-    Switchboard,
-    Traps,
-    client_secret,
-    demo_accounts,
-    expected_items,
-    refresh_token,
-)
+from crawlfleet.demo.cafe24 import Cafe24Shop
+from crawlfleet.demo.config import KST, ShopConfig
+from crawlfleet.demo.exchange import Delivery, Reply, Request
+from crawlfleet.demo.tokens import CLIENT_ID, client_secret, demo_accounts, refresh_token
+from crawlfleet.demo.traps import Switchboard, Traps
+from crawlfleet.demo.truth import expected_items
 from crawlfleet.demo.violations import Agreement, Counters, Flight, Witness
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=KST)

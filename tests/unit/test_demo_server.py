@@ -14,8 +14,9 @@ import pytest
 import requests
 from http_proxy import HttpProxy
 
-from crawlfleet.demo.cafe24 import CLIENT_ID, ShopConfig, client_secret, refresh_token
+from crawlfleet.demo.config import ShopConfig
 from crawlfleet.demo.server import ShopServer, serve
+from crawlfleet.demo.tokens import CLIENT_ID, client_secret, refresh_token
 from crawlfleet.demo.violations import Agreement
 
 CONFIG = ShopConfig()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from crawlfleet.documents import load
 from crawlfleet.errors import BadInput
 from crawlfleet.manifests import (
     CrawlSource,
@@ -18,7 +19,6 @@ from crawlfleet.manifests import (
     Users,
     egress_caps,
     exit_identity,
-    load,
     proxy_url,
 )
 
@@ -576,4 +576,4 @@ def test_the_cap_is_shared_among_the_egresses(
 def test_an_exit_is_the_platform_seen_through_one_ip(
     base_url: str | None, proxy: str | None, identity: str
 ) -> None:
-    assert exit_identity(spec_of(baseURL=base_url), proxy) == identity
+    assert exit_identity("noop", base_url, proxy) == identity

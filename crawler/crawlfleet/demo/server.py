@@ -25,7 +25,9 @@ from socketserver import TCPServer
 from typing import Any, Self
 from urllib.parse import unquote
 
-from crawlfleet.demo.cafe24 import Cafe24Shop, Delivery, Reply, Request, ShopConfig, korean_now
+from crawlfleet.demo.cafe24 import Cafe24Shop
+from crawlfleet.demo.config import ShopConfig, korean_now
+from crawlfleet.demo.exchange import Delivery, Reply, Request
 from crawlfleet.demo.violations import Counters, Flight, Witness
 
 DRIP_S = 0.2

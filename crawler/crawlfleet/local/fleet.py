@@ -9,29 +9,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from crawlfleet.errors import CrawlfleetError
 from crawlfleet.local.child import spawn
+from crawlfleet.store import batches
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.fleet import bury_worker
 
 RESTARTS = 20
 """A worker that dies more often than that in one run is not worth another try."""
 RESTART_PAUSE_S = 1.0
-_FINAL = frozenset({0, 75})
+CLOSED, DRAINED, BAD_CONFIGURATION = 0, 75, 78
+LOG_LINES = 5
 
 
 @dataclass
 class _Slot:
-    """One WORKER_ID and the process that serves it now."""
+    """One WORKER_ID and the process that serves it now. `again_at`: when a dead one is restarted."""
 
     worker_id: int
+    log: Path
     process: subprocess.Popen[bytes]
     restarts: int = 0
-    again_at: float = 0.0
-    log: Path = field(default_factory=Path)
+    again_at: float | None = None
+
+    @property
+    def has_finished(self) -> bool:
+        return self.process.poll() in (CLOSED, DRAINED)
+
+    @property
+    def has_died(self) -> bool:
+        return self.process.poll() not in (None, CLOSED, DRAINED)
 
 
 class LocalFleet:
@@ -61,29 +71,33 @@ class LocalFleet:
             "MAX_CONCURRENT": str(max_concurrent),
         }
         log_dir.mkdir(parents=True, exist_ok=True)
-        self._slots = [self._start(i, log_dir / f"worker-{i}.log") for i in range(workers)]
+        logs = [log_dir / f"worker-{i}.log" for i in range(workers)]
+        self._slots = [_Slot(i, log, self._start(i, log)) for i, log in enumerate(logs)]
 
     def tend(self, conn: Connection) -> None:
         """Bury and restart what died. Raises CrawlfleetError if a worker cannot be kept alive."""
         for slot in self._slots:
-            code = slot.process.poll()
-            if code is None or code in _FINAL:
-                continue
-            if slot.again_at == 0.0:
-                bury_worker(conn, self._batch_id, socket.gethostname(), slot.process.pid)
-                slot.again_at = self._clock() + RESTART_PAUSE_S
-            if code == 78 or slot.restarts >= RESTARTS:
-                raise CrawlfleetError(
-                    f"worker {slot.worker_id} ended with {code}; its log {slot.log} ends:\n{_tail(slot.log)}"
-                )
-            if self._clock() >= slot.again_at and not self._draining:
-                fresh = self._start(slot.worker_id, slot.log)
-                slot.process, slot.again_at, slot.restarts = fresh.process, 0.0, slot.restarts + 1
+            if slot.has_died:
+                self._tend_dead(conn, slot)
+
+    def _tend_dead(self, conn: Connection, slot: _Slot) -> None:
+        if slot.again_at is None:
+            self._bury(conn, slot)
+            slot.again_at = self._clock() + RESTART_PAUSE_S
+        code = slot.process.returncode
+        if code == BAD_CONFIGURATION or slot.restarts >= RESTARTS:
+            raise CrawlfleetError(
+                f"worker {slot.worker_id} ended with {code}; its log {slot.log} ends:\n{_tail(slot.log)}"
+            )
+        if self._clock() >= slot.again_at and not self._draining:
+            slot.process = self._start(slot.worker_id, slot.log)
+            slot.again_at, slot.restarts = None, slot.restarts + 1
 
     def is_needed(self) -> bool:
         """Whether a worker process lives, or one that died has to be restarted."""
-        codes = [slot.process.poll() for slot in self._slots]
-        return any(code is None or not (code in _FINAL or self._draining) for code in codes)
+        return any(
+            slot.process.poll() is None or (slot.has_died and not self._draining) for slot in self._slots
+        )
 
     def alive(self) -> int:
         """How many worker processes live."""
@@ -101,22 +115,48 @@ class LocalFleet:
         for slot in self._slots:
             slot.process.wait()
 
+    def bury(self, conn: Connection) -> None:
+        """After `kill`: what the workers held needs no quarantine."""
+        for slot in self._slots:
+            if slot.has_died:
+                self._bury(conn, slot)
+
+    def _bury(self, conn: Connection, slot: _Slot) -> None:
+        bury_worker(conn, self._batch_id, socket.gethostname(), slot.process.pid)
+
     def _signal(self, number: signal.Signals) -> None:
         for slot in self._slots:
             if slot.process.poll() is None:
                 slot.process.send_signal(number)
 
-    def _start(self, worker_id: int, log: Path) -> _Slot:
-        command = [sys.executable, "-m", "crawlfleet", "worker"]
+    def _start(self, worker_id: int, log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
-            process = spawn(
-                command,
+            return spawn(
+                [sys.executable, "-m", "crawlfleet", "worker"],
                 death_signal=signal.SIGKILL,
                 env=self._environment | {"WORKER_ID": str(worker_id)},
                 stdout=output,
             )
-        return _Slot(worker_id, process, log=log)
+
+
+def bury_strangers(conn: Connection, batch_id: int) -> None:
+    """Bury this machine's workers of an earlier run that are gone, for nobody was left to see them die.
+
+    Only for a database that this machine alone uses: elsewhere a process number means nothing.
+    """
+    host = socket.gethostname()
+    for worker in batches.workers(conn, batch_id):
+        if worker.host == host and not _is_worker(worker.pid):
+            bury_worker(conn, batch_id, host, worker.pid)
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        command = Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"crawlfleet" in command and command.endswith(b"worker\0")
 
 
 def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])

@@ -37,6 +37,7 @@ RECOVERY_S = 600.0
 STOP_S = 30.0
 _POLL_S = 0.02
 _LOW_DISK_MB = 64  # a new data folder and its first log files take about as much
+_WAL_FILE_MB = 16
 
 _SUPERUSER = "crawlfleet"
 _DATABASE = "crawlfleet"
@@ -119,6 +120,11 @@ class EmbeddedPostgres:
         if self._server is not None:
             return self._server.poll() is None
         return self._ping() is pq.Ping.OK
+
+    def full_disk(self) -> str:
+        """What to tell if the disk has no room for one more log file of the server; empty if it has."""
+        free_mb = shutil.disk_usage(self._state_dir).free // 2**20
+        return f"The disk of {self._state_dir} is full: {free_mb} MB free." if free_mb < _WAL_FILE_MB else ""
 
     def restart(self) -> str:
         """After the server was killed: crash recovery, once its last backend is gone. Returns the URL."""

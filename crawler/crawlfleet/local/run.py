@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,36 +13,44 @@ from typing import Any
 
 import psycopg
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from crawlfleet import planner
 from crawlfleet.apply import local_plan
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
-from crawlfleet.local.fleet import LocalFleet
+from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
-from crawlfleet.local.watch import Progress, Rate, eta, line, progress, summary, waits_for
+from crawlfleet.local.shops import Shop
+from crawlfleet.local.view import Look, PlainView, say, tell, view
+from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Rate, progress, summary, waits_for
 from crawlfleet.manifests import CrawlBatch, Manifests
-from crawlfleet.store import batches
+from crawlfleet.store import batches, fleet
 from crawlfleet.store.connection import Connection, connect, transaction
 
 LOOK_S = 0.25
-PLAIN_LINE_S = 2.0
-OPEN = "Open"
+DRAINING = "draining: running crawls end, nothing new begins; Ctrl-C again stops at once"
+SHOP_DIED = "the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
+LOST = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable)
+
+Summary = dict[str, Any]
 
 
 class Interrupt:
-    """Ctrl-C as a count: the first drains, the second stops at once."""
+    """Ctrl-C and SIGTERM. While a batch runs, the first one drains and the second one stops at once
+    (KeyboardInterrupt); before and after, the first one stops. What comes later is too late to matter.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self._drains = False
 
     def __call__(self, _: int, __: FrameType | None) -> None:
         self.count += 1
+        if self.count == (2 if self._drains else 1):
+            raise KeyboardInterrupt
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM while a batch runs."""
+        """Take the signals."""
         before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -51,63 +58,94 @@ class Interrupt:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def draining(self) -> Iterator[None]:
+        """A batch runs: the first one drains."""
+        self._drains = True
+        try:
+            yield
+        finally:
+            self._drains = False
+
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What every batch of one `run` shares. `postgres` is None if the database is not ours."""
+    """What every batch of one `run` shares. `postgres` is None if the database is not ours.
+
+    `command` builds a command line for this place, `again` is the one that runs this again.
+    """
 
     database_url: str
     keys_file: Path
     log_dir: Path
     console: Console
     postgres: EmbeddedPostgres | None
+    shop: Shop | None
+    command: Callable[..., str]
+    again: str
     workers: int | None = None
 
 
-def run_batches(run: LocalRun, manifests: Manifests, interrupt: Interrupt) -> list[dict[str, Any]]:
-    """Run the manifests' batches one after another, until one is interrupted: their summaries."""
-    told = []
+def run_batches(run: LocalRun, manifests: Manifests, interrupt: Interrupt) -> Iterator[Summary]:
+    """Run the manifests' batches one after another, until one is interrupted; yields each one's summary."""
     for batch in manifests.batches:
-        told.append(run_batch(run, manifests, batch, interrupt))
+        yield run_batch(run, manifests, batch, interrupt)
         if interrupt.count:
-            break
-    return told
+            return
 
 
-def exit_code(told: Sequence[dict[str, Any]]) -> int:
+def exit_code(told: Sequence[Summary]) -> int:
     """0 every task ok, 3 ended with failures, 1 a batch is still open."""
     if any(summed["state"] == OPEN for summed in told):
         return 1
-    return 0 if all(summed["reason"] == "AllSucceeded" for summed in told) else 3
+    return 0 if all(summed["reason"] == ALL_SUCCEEDED for summed in told) else 3
 
 
-def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt: Interrupt) -> dict[str, Any]:
-    """Plan the batch and run it to its end (or a drain): the summary. A closed batch only tells its summary."""
+def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt: Interrupt) -> Summary:
+    """Plan the batch and run it to its end, or a drain: its summary, also told. A closed batch is only told."""
     plan = local_plan(batch, manifests)
+    workers = run.workers or batch.spec.workers
     with connect(run.database_url, "crawlfleet run") as conn:
         batch_id = planner.plan(conn, plan)
-        found = _find(conn, plan.uid)
-        if found.state == "closed":
-            run.console.print(
-                f"batch {found.name} is closed already; to crawl again, rename it or `crawlfleet retry {found.name}`"
-            )
-            return summary(conn, found)
-    fleet = LocalFleet(
+        batches.limit_workers(conn, batch_id, workers)
+        if run.postgres is not None:
+            bury_strangers(conn, batch_id)
+        fleet.recount(conn, batch_id)
+        if _find(conn, plan.uid).state == "closed":
+            say(run.console, f"batch {plan.name} is closed already; to crawl again, rename it or retry it")
+            return _told(run, conn, plan.uid)
+    local_fleet = LocalFleet(
         database_url=run.database_url,
         keys_file=run.keys_file,
         batch_uid=plan.uid,
         batch_id=batch_id,
-        workers=run.workers or batch.spec.workers,
+        workers=workers,
         max_concurrent=batch.spec.max_concurrent,
         log_dir=run.log_dir / plan.name,
     )
+    _run_fleet(run, local_fleet, plan.uid, interrupt)
+    with _connected(run) as conn:
+        local_fleet.bury(conn)
+        fleet.recount(conn, batch_id)
+        return _told(run, conn, plan.uid)
+
+
+def _run_fleet(run: LocalRun, local_fleet: LocalFleet, uid: str, interrupt: Interrupt) -> None:
+    """Until all workers have ended; none is left, however this ends."""
     try:
-        with _view(run.console) as view:
-            _watch(run, fleet, plan.uid, interrupt, view)
+        with interrupt.draining(), view(run.console) as shown:
+            _Watch(run, local_fleet, uid, shown).until_the_end(interrupt)
+    except KeyboardInterrupt:
+        say(run.console, "stopped at once: what the running crawls had read is crawled again next time")
     finally:
-        fleet.kill()
-    with connect(run.database_url, "crawlfleet run") as conn:
-        return summary(conn, _find(conn, plan.uid))
+        local_fleet.kill()
+
+
+def _told(run: LocalRun, conn: Connection, uid: str) -> Summary:
+    batch = _find(conn, uid)
+    summed = summary(conn, batch)
+    tell(run.console, summed, batches.failures(conn, batch.batch_id), run.command, run.again)
+    return summed
 
 
 def _find(conn: Connection, uid: str) -> batches.Batch:
@@ -117,131 +155,90 @@ def _find(conn: Connection, uid: str) -> batches.Batch:
     return found
 
 
-def _watch(run: LocalRun, fleet: LocalFleet, uid: str, interrupt: Interrupt, view: _View) -> None:
-    """Look at the batch, tend the workers and the database, until all workers have ended."""
-    conn: Connection | None = None
-    rate, drained = Rate(), False
-    while fleet.is_needed():
+def _connected(run: LocalRun) -> Connection:
+    """A connection; if our server was killed just now, it is started again first."""
+    try:
+        return connect(run.database_url, "crawlfleet run")
+    except DatabaseUnavailable:
+        if run.postgres is None or run.postgres.poll():
+            raise
+    run.postgres.restart()
+    return connect(run.database_url, "crawlfleet run")
+
+
+class _Watch:
+    """Looks at the batch, tends the workers and the database."""
+
+    def __init__(self, run: LocalRun, local_fleet: LocalFleet, uid: str, shown: PlainView) -> None:
+        self._run = run
+        self._fleet = local_fleet
+        self._uid = uid
+        self._view = shown
+        self._rate = Rate()
+        self._conn: Connection | None = None
+        self._said: set[str] = set()
+
+    def until_the_end(self, interrupt: Interrupt) -> None:
+        """Until no worker lives and none has to be restarted."""
+        drained = False
         try:
-            conn = conn or connect(run.database_url, "crawlfleet watch")
-            fleet.tend(conn)
-            _show(conn, uid, rate, view, fleet.alive())
-        except (psycopg.OperationalError, DatabaseUnavailable):
-            conn = None
-            _revive(run)
-        if interrupt.count and not drained:
-            drained = True
-            view.say("draining: running crawls end, nothing new begins; Ctrl-C again stops at once")
-            fleet.drain()
-        if interrupt.count > 1:
-            return
-        time.sleep(LOOK_S)
-    if conn is not None:
-        _show(conn, uid, rate, view, 0)
-        conn.close()
+            while self._fleet.is_needed():
+                self._look()
+                if interrupt.count and not drained:
+                    drained = True
+                    self._view.say(DRAINING)
+                    self._fleet.drain()
+                time.sleep(LOOK_S)
+            self._look()
+        finally:
+            self._disconnect()
 
+    def _look(self) -> None:
+        """Once around. Without a database nothing can be tended: workers that end wait for it, too."""
+        try:
+            self._conn = self._conn or connect(self._run.database_url, "crawlfleet watch")
+            self._fleet.tend(self._conn)
+            self._view.show(self._see(self._conn))
+            self._said.discard("database")
+        except LOST as exc:
+            self._disconnect()
+            self._revive(exc)
+        if self._run.shop and self._run.shop.has_died():
+            self._say_once("shop", SHOP_DIED)
+        if self._run.postgres and (full := self._run.postgres.full_disk()):
+            self._say_once("disk", f"{full} Make room: the run waits for it.")
 
-def _revive(run: LocalRun) -> None:
-    """The database is away. If it is ours and was killed, start it again; otherwise it will come back."""
-    if run.postgres is not None and not run.postgres.poll():
-        run.console.print("PostgreSQL was killed; starting it again")
-        run.postgres.restart()
+    def _disconnect(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
 
-
-def _show(conn: Connection, uid: str, rate: Rate, view: _View, workers: int) -> None:
-    with transaction(conn):
-        batch = _find(conn, uid)
-        p = progress(batches.counts(conn, batch.batch_id))
-        waits = batches.waits(conn, batch.batch_id)
-        next_retry_s = batches.next_retry_s(conn, batch.batch_id)
-    per_s = rate.add(time.monotonic(), p.total - p.open)
-    view.show(batch.name, p, per_s, waits_for(p, waits, next_retry_s, batch.stop), workers)
-
-
-class _View:
-    """Plain lines, one every PLAIN_LINE_S and whenever asked."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next_s = 0.0
-        self._ended = False
-
-    def show(self, name: str, p: Progress, rate: float, waiting_for: str, workers: int) -> None:
-        text = f"{name}: {line(p, rate, waiting_for)}"
-        ended = p.total > 0 and p.open == 0
-        if p.total > 0 and not self._ended and (ended or time.monotonic() >= self._next_s):
-            self._next_s, self._ended = time.monotonic() + PLAIN_LINE_S, ended
-            self.say(text)
-
-    def say(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, highlight=False)
-
-
-class _LiveView(_View):
-    """The same on a terminal: one picture that changes."""
-
-    def __init__(self, console: Console, live: Live) -> None:
-        super().__init__(console)
-        self._live = live
-
-    def show(self, name: str, p: Progress, rate: float, waiting_for: str, workers: int) -> None:
-        self._live.update(_picture(name, p, rate, waiting_for, workers, self._console.width))
-
-
-def _picture(name: str, p: Progress, rate: float, waiting_for: str, workers: int, width: int) -> Table:
-    columns = {
-        "done": f"{p.done}/{p.total}",
-        "running": str(p.running),
-        "waiting": str(p.waiting),
-        "retrying": str(p.retrying),
-        "failed": str(p.failed),
-        "rate": f"{rate:.1f}/s",
-        "ETA": eta(p, rate),
-        "workers": str(workers),
-    }
-    share = (p.total - p.open) / p.total if p.total else 0.0
-    bar = "━" * round(share * min(60, width - 10))
-    table = Table(title=f"[bold]{name}[/]  {bar} {share:.0%}", title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right", min_width=8)
-    table.add_row(*columns.values())
-    table.caption = f"waits for: {waiting_for}"
-    table.caption_justify = "left"
-    return table
-
-
-@contextmanager
-def _view(console: Console) -> Iterator[_View]:
-    if not console.is_terminal:
-        yield _View(console)
-        return
-    with Live(console=console, refresh_per_second=8, transient=False) as live:
-        yield _LiveView(console, live)
-
-
-def print_summary(console: Console, told: dict[str, Any]) -> None:
-    """The end of a run for a person: what became of it, where the results are, what to do next."""
-    program = _program_name()
-    console.print(
-        f"\n[bold]{told['batch']}[/]: {told['state']}, {told['reason']}, {told['seconds']} s", highlight=False
-    )
-    for source, count in told["counts"].items():
-        console.print(
-            f"  {source}: {count['ok']} of {count['total']} ok, {count['dead']} dead, {count['cancelled']} cancelled",
-            highlight=False,
+    def _see(self, conn: Connection) -> Look:
+        with transaction(conn):
+            batch = _find(conn, self._uid)
+            p = progress(batches.counts(conn, batch.batch_id))
+            waits = batches.waits(conn, batch.batch_id)
+            next_retry_s = batches.next_retry_s(conn, batch.batch_id)
+        return Look(
+            batch.name,
+            p,
+            rate=self._rate.add(time.monotonic(), p.ended),
+            waits_for=waits_for(p, waits, next_retry_s, batch.stop),
+            workers=self._fleet.alive(),
+            seconds=batch.seconds or 0.0,
         )
-    for source, verdicts in told["failures"].items():
-        words = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
-        console.print(f"  {source} failures: {words}; `{program} why USER` tells why", highlight=False)
-    if told["state"] == OPEN:
-        console.print("the batch is still open: run the same command again to resume it")
-        return
-    console.print("results: in the database, view `items`; to export them:", highlight=False)
-    console.print(
-        f"  {program} results {told['batch']} --format jsonl --output {told['batch']}.jsonl", highlight=False
-    )
 
+    def _revive(self, exc: Exception) -> None:
+        """The database is away. If it is ours and was killed, start it again; otherwise it will come back."""
+        if self._run.postgres is not None and not self._run.postgres.poll():
+            self._view.say("PostgreSQL was killed; starting it again")
+            self._run.postgres.restart()
+        else:
+            words = " ".join(str(exc).split())
+            self._say_once("database", f"the database does not answer, waiting for it: {words}")
 
-def _program_name() -> str:
-    """How this program was called, so that a printed command can be copied."""
-    return sys.argv[0] if not sys.argv[0].endswith("__main__.py") else "crawlfleet"
+    def _say_once(self, what: str, text: str) -> None:
+        """Tell an event of this kind unless it was told."""
+        if what not in self._said:
+            self._said.add(what)
+            self._view.say(text)

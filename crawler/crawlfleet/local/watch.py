@@ -1,16 +1,19 @@
-"""What a person sees of a batch: progress while it runs, a summary at its end. Reads, decides nothing."""
+"""A batch in words and numbers: progress while it runs, a summary at its end. Reads, decides nothing."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from crawlfleet.store import batches
-from crawlfleet.store.batches import Batch, Counts, Wait
+from crawlfleet.store.batches import Batch, Counts, Failure, Wait
 from crawlfleet.store.connection import Connection
 
 RATE_WINDOW_S = 20.0
+OPEN, COMPLETE, CANCELLED = "Open", "Complete", "Cancelled"
+ALL_SUCCEEDED, WITH_FAILURES = "AllSucceeded", "WithFailures"
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,12 @@ class Progress:
     cancelled: int
 
     @property
+    def ended(self) -> int:
+        return self.done + self.failed + self.cancelled
+
+    @property
     def open(self) -> int:
-        return self.total - self.done - self.failed - self.cancelled
+        return self.total - self.ended
 
 
 def progress(counts: Counts) -> Progress:
@@ -80,6 +87,8 @@ def duration(seconds: float) -> str:
 
 def waits_for(p: Progress, waits: list[Wait], next_retry_s: float | None, stop: str) -> str:
     """Why the batch does not go faster, in words."""
+    if p.open == 0:
+        return "nothing"
     if stop != "none":
         return f"running crawls to end (stop: {stop})"
     reasons = [reason for wait in waits if (reason := _reason(wait))]
@@ -87,11 +96,13 @@ def waits_for(p: Progress, waits: list[Wait], next_retry_s: float | None, stop: 
         reasons = [f"the next retry in {duration(max(0.0, next_retry_s))}"]
     if not reasons and p.waiting:
         reasons = [_busiest(waits)]
-    return "; ".join(reasons) or "nothing"
+    return "; ".join(reasons) or "running crawls to end"
 
 
 def _busiest(waits: list[Wait]) -> str:
     held, open_permits = sum(w.held for w in waits), sum(w.open for w in waits)
+    if held == 0:
+        return "workers to begin"
     return f"permits ({held} of {open_permits} held)" if held >= open_permits else "workers"
 
 
@@ -108,21 +119,32 @@ def _reason(wait: Wait) -> str:
 
 def line(p: Progress, rate: float, waiting_for: str) -> str:
     """One line of progress for a log or a pipe."""
+    cancelled = f" {p.cancelled} cancelled," if p.cancelled else ""
     return (
-        f"{p.done}/{p.total} done, {p.running} running, {p.waiting} waiting, {p.retrying} retrying, {p.failed} failed,"
-        f" {rate:.1f}/s, ETA {eta(p, rate)}, waits for: {waiting_for}"
+        f"{p.done}/{p.total} done, {p.running} running, {p.waiting} waiting, {p.retrying} retrying,"
+        f" {p.failed} failed,{cancelled} {rate:.1f}/s, ETA {eta(p, rate)}, waits for: {waiting_for}"
+    )
+
+
+def failure_words(failure: Failure) -> str:
+    """What some of the dead tasks died of, with one user to look at."""
+    detail = f": {failure.detail}" if failure.detail else ""
+    return (
+        f"{failure.source}: {failure.tasks} {failure.verdict}, {failure.reason}{detail}"
+        f" (for example user {failure.user_id})"
     )
 
 
 def summary(conn: Connection, batch: Batch) -> dict[str, Any]:
-    """The summary of `run -o json` (a contract, design section 9)."""
-    counts = batches.counts(conn, batch.batch_id)
+    """The summary of `run -o json` (a contract, docs/command-line.md)."""
+    none: Counts = {source: {} for source in batches.source_names(conn, batch.batch_id)}
+    counts = none | batches.counts(conn, batch.batch_id)
     total = progress(counts)
     closed = batch.state == "closed"
     return {
         "batch": batch.name,
-        "state": "Open" if not closed else "Cancelled" if batch.stop != "none" else "Complete",
-        "reason": "AllSucceeded" if closed and total.done == total.total else "WithFailures",
+        "state": OPEN if not closed else CANCELLED if batch.stop != "none" else COMPLETE,
+        "reason": ALL_SUCCEEDED if closed and total.done == total.total else WITH_FAILURES,
         "seconds": round(batch.seconds or 0.0, 1),
         "counts": {source: _source_counts(tasks) for source, tasks in sorted(counts.items())},
         "failures": {
@@ -131,12 +153,12 @@ def summary(conn: Connection, batch: Batch) -> dict[str, Any]:
     }
 
 
-def _source_counts(tasks: dict[tuple[str, str | None], int]) -> dict[str, int]:
-    p = progress({"": tasks})
+def _source_counts(tasks: Mapping[tuple[str, str | None], int]) -> dict[str, int]:
+    p = progress({"": dict(tasks)})
     return {"total": p.total, "ok": p.done, "dead": p.failed, "cancelled": p.cancelled}
 
 
-def _failures(tasks: dict[tuple[str, str | None], int]) -> dict[str, int]:
+def _failures(tasks: Mapping[tuple[str, str | None], int]) -> dict[str, int]:
     return {
         verdict or "unknown": n for (state, verdict), n in sorted(tasks.items(), key=str) if state == "dead"
     }

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import requests
 
 from crawlfleet.errors import BadInput
 
 Credentials = dict[str, Any]
+
+KST = timezone(timedelta(hours=9), "KST")
+"""The zone of platforms, and of times in credentials and account files that name none."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ class Crawl(Protocol):
 
 class Adapter(Protocol):
     """One source's way of crawling. Built once per process from the CrawlSource's `options`."""
+
+    official_url: ClassVar[str | None]
+    """Where it crawls without a `base_url`, may hold `{mall_id}`; None if it has no such address.
+
+    It names the platform: two sources that crawl one address through one IP are refused.
+    """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Raises BadInput, naming the option, for unknown or wrong ones."""

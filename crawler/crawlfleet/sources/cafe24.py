@@ -14,17 +14,16 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
 import requests
 
 from crawlfleet import __version__
 from crawlfleet.errors import BadInput, Bug, CrawlEnded, Retry, Throttled
-from crawlfleet.sources import Crawl, Credentials, Item
+from crawlfleet.sources import KST, Crawl, Credentials, Item
 from crawlfleet.sources.cafe24_limit import CallLimit
 from crawlfleet.sources.cafe24_replies import (
-    KST,
     TOKEN_PATH,
     VISIBLE_ASCII,
     classify,
@@ -40,7 +39,7 @@ from crawlfleet.sources.replies import Body, read_list, read_object
 log = logging.getLogger(__name__)
 
 API_VERSION = "2025-12-01"
-BASE_URL = "https://{mall_id}.cafe24api.com"
+OFFICIAL_URL = "https://{mall_id}.cafe24api.com"
 
 REFRESH_BELOW_S = 300.0
 REFRESH_AGAIN_S = 60.0
@@ -59,6 +58,8 @@ Params = Mapping[str, str | int]
 
 class Cafe24:
     """Option: `days` back from now whose orders are read (default 7). Kinds: `order`, `product`."""
+
+    official_url: ClassVar[str | None] = OFFICIAL_URL
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         check_known("cafe24", options, ("days",))
@@ -218,7 +219,7 @@ class Mall:
 
     def __init__(self, crawl: Crawl) -> None:
         self._crawl = crawl
-        base_url = crawl.base_url or BASE_URL
+        base_url = crawl.base_url or OFFICIAL_URL
         self._base_url = base_url.replace("{mall_id}", crawl.credentials["mall_id"]).rstrip("/")
         self._limit = CallLimit()
         self._no_refresh_before = datetime.min.replace(tzinfo=UTC)

@@ -6,15 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from crawlfleet.errors import AuthFailed, Blocked, Bug, CrawlEnded, Retry, Throttled
-from crawlfleet.sources import Credentials
+from crawlfleet.sources import KST, Credentials
 from crawlfleet.sources.redaction import redact
 
-KST = timezone(timedelta(hours=9))
 TOKEN_PATH = "/api/v2/oauth/token"  # noqa: S105 - a path, not a password
 ASSUMED_LIFE = timedelta(hours=2)
 LONGEST_HINT_S = 86_400.0

@@ -120,6 +120,8 @@ class CheckedBody:
         self._check()
         with verdicts(self._check):
             data: bytes = self._raw.read(amt, decode_content=decode_content)
+        if not data:  # a reply without a length just ends when `Connections.shut` has shut its socket
+            self._check()
         self._bytes += len(data)
         if self._bytes > MAX_BODY_BYTES:
             raise Bug("ReplyTooLarge", f"a reply is larger than {MAX_BODY_BYTES // 2**20} MiB")
@@ -143,15 +145,20 @@ def verdicts(check: Callable[[], None]) -> Iterator[None]:
         raise _verdict(exc) from None  # the chain may show a proxy's address with its password
 
 
+def proxy_refused() -> Blocked:
+    """The verdict of a proxy that lets nothing through; on plain http it says so by a reply of its own (407)."""
+    return Blocked(
+        "ProxyRefused",
+        "the egress's proxy refused or could not be reached; check its Secret and address",
+        never_sent=True,
+    )
+
+
 def _verdict(exc: Exception) -> Retry | Blocked | Bug:
     cause = type(exc).__name__
     causes = list(_causes(exc))
     if any(isinstance(c, (requests.exceptions.ProxyError, u3.ProxyError)) for c in causes):
-        return Blocked(
-            "ProxyRefused",
-            "the egress's proxy refused or could not be reached; check its Secret and address",
-            never_sent=True,
-        )
+        return proxy_refused()
     if any(
         isinstance(c, (u3.ConnectTimeoutError, u3.NewConnectionError, u3.NameResolutionError)) for c in causes
     ):

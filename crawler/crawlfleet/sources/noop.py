@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from crawlfleet.errors import BadInput
 from crawlfleet.sources import Crawl, Credentials, Item
@@ -17,6 +17,8 @@ class Noop:
 
     An account's credentials may hold `duration_s`, which then counts for that account.
     """
+
+    official_url: ClassVar[str | None] = None
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         check_known("noop", options, ("duration_s", "items", "body_bytes"))

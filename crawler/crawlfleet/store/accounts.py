@@ -34,6 +34,16 @@ class Stored(NamedTuple):
     refresh_lease: int | None
 
 
+class Sealed(NamedTuple):
+    """The two sealed values of an account, for the rotation of keys."""
+
+    source_id: int
+    user_id: int
+    source: str
+    credentials: bytes
+    imported: bytes
+
+
 def locked_imports(conn: Connection, source_id: int, users: Sequence[int]) -> dict[int, bytes]:
     """User id → what was last imported (sealed), of those that exist; their rows are locked."""
     rows = conn.execute(sql("lock_accounts"), {"source": source_id, "users": sorted(users)})
@@ -151,3 +161,27 @@ def purge(conn: Connection, user_id: int) -> int | None:
         items = conn.execute(sql("purge_items"), {"user": user_id}).rowcount
         conn.execute(sql("purge_snapshots"), {"user": user_id})
     return items
+
+
+def sample(conn: Connection, batch_id: int | None) -> list[tuple[str, int, bytes]]:
+    """(source, user id, sealed credentials) of a few accounts, of the batch's sources if one is given."""
+    rows = conn.execute(sql("sample_accounts"), {"batch": batch_id})
+    return [(source, user, bytes(sealed)) for source, user, sealed in rows]
+
+
+def locked_chunk(conn: Connection, source_id: int, user_id: int) -> list[Sealed]:
+    """The next accounts after this one, by key; their rows are locked."""
+    rows = conn.execute(sql("sealed_accounts"), {"source": source_id, "user": user_id})
+    return [
+        Sealed(source_id, user_id, source, bytes(credentials), bytes(imported))
+        for source_id, user_id, source, credentials, imported in rows
+    ]
+
+
+def reseal(conn: Connection, accounts: Sequence[Sealed]) -> None:
+    """Write these values; the caller has locked the rows."""
+    with conn.cursor() as cursor:
+        cursor.executemany(
+            sql("reseal_account"),
+            [(a.credentials, a.imported, a.source_id, a.user_id) for a in accounts],
+        )

@@ -43,6 +43,32 @@ class Wait:
     silent: int
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What tasks of a source died of: how many of them, one of the users, and that user's last words."""
+
+    source: str
+    verdict: str
+    reason: str
+    tasks: int
+    user_id: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class LiveWorker:
+    """A registration that has not ended. `ordinal` is its WORKER_ID; `silent`: it does not renew any more."""
+
+    worker_id: int
+    ordinal: int
+    host: str
+    pid: int
+    slots: int
+    draining: bool
+    silent: bool
+    held: int
+
+
 Counts = dict[str, dict[tuple[str, str | None], int]]
 """Source → (task state, last verdict) → tasks."""
 
@@ -102,6 +128,28 @@ def drain(conn: Connection, worker_id: int) -> bool:
         return conn.execute(sql("drain_worker"), {"worker": worker_id}).fetchone() is not None
 
 
+def failures(conn: Connection, batch_id: int) -> list[Failure]:
+    """What the batch's dead tasks died of, the most frequent first."""
+    with transaction(conn, long=True):
+        return [Failure(*row) for row in conn.execute(sql("failures"), {"batch": batch_id})]
+
+
+def workers(conn: Connection, batch_id: int) -> list[LiveWorker]:
+    """The batch's workers that have not ended."""
+    return [LiveWorker(*row) for row in conn.execute(sql("live_workers"), {"batch": batch_id})]
+
+
+def limit_workers(conn: Connection, batch_id: int, workers: int) -> None:
+    """Let only the workers with WORKER_ID 0..workers-1 take."""
+    with transaction(conn):
+        conn.execute(sql("limit_workers"), {"batch": batch_id, "workers": workers})
+
+
+def source_names(conn: Connection, batch_id: int) -> list[str]:
+    """The names of the batch's sources."""
+    return [name for (name,) in conn.execute(sql("batch_source_names"), {"batch": batch_id})]
+
+
 def why(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
     """(batch, source, task state, verdict, run after, at, verdict, reason, detail, snapshot) an attempt."""
     return conn.execute(sql("why"), {"user": user_id}).fetchall()
@@ -110,8 +158,12 @@ def why(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
 def results(
     conn: Connection, batch_id: int, source: str | None, kind: str | None
 ) -> Iterator[tuple[Any, ...]]:
-    """(user id, source, kind, external id, fetched at, body) of every item, streamed by a server-side cursor."""
+    """(user id, source, kind, external id, fetched at, body) of every item, streamed by a server-side cursor.
+
+    Who reads may pause (a pager); it holds no lock that anybody waits for.
+    """
     with transaction(conn, long=True), conn.cursor(name="results") as cursor:
+        conn.execute("set local idle_in_transaction_session_timeout = '1h'")
         cursor.itersize = 1000
         cursor.execute(sql("results"), {"batch": batch_id, "source": source, "kind": kind})
         yield from cursor

@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from typing import Any, LiteralString, Self
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
-from crawlfleet.errors import DatabaseUnavailable
+from crawlfleet.errors import BadConfiguration, DatabaseUnavailable
 
 Connection = psycopg.Connection[TupleRow]
 
@@ -41,7 +42,16 @@ _OPTIONS: dict[str, Any] = {
 
 
 def connect(url: str, name: str = "crawlfleet") -> Connection:
-    """A connection for `transaction`. Raises DatabaseUnavailable with the server's own words."""
+    """A connection for `transaction`. Raises DatabaseUnavailable with the server's own words.
+
+    BadConfiguration if this is no URL; without its text, which may hold a password.
+    """
+    try:
+        conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise BadConfiguration(
+            "the database URL cannot be read; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        ) from None
     try:
         conn = psycopg.connect(url, application_name=name, **_OPTIONS)
         _prepare_if_direct(conn)

@@ -164,6 +164,11 @@ def count_progress(conn: Connection, batch_id: int) -> int:
     return conn.execute(sql("count_progress"), batch).rowcount
 
 
+def recount(conn: Connection, batch_id: int) -> None:
+    """Count the batch now, unless a housekeeper is at it."""
+    _chore(conn, count_progress, batch_id)
+
+
 def close_batch(conn: Connection, batch_id: int) -> int:
     """Close the batch if nothing of it is open; 1 if it was closed now.
 

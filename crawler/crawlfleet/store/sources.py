@@ -99,6 +99,11 @@ def source_names(conn: Connection) -> list[str]:
     return [name for (name,) in conn.execute(sql("source_names"))]
 
 
+def latest_adapters(conn: Connection) -> list[tuple[str, str]]:
+    """(source, adapter) of every source that a batch ever used."""
+    return conn.execute(sql("latest_adapters")).fetchall()
+
+
 def batch_settings(conn: Connection, batch_id: int) -> dict[int, tuple[str, Settings]]:
     """Source id → (name, settings) of a batch."""
     rows = conn.execute(sql("batch_settings"), {"batch": batch_id})
@@ -108,3 +113,13 @@ def batch_settings(conn: Connection, batch_id: int) -> dict[int, tuple[str, Sett
 def egresses(conn: Connection, batch_id: int) -> list[EgressRow]:
     """How to get out, for the sources of a batch."""
     return [EgressRow(*row) for row in conn.execute(sql("egresses"), {"batch": batch_id})]
+
+
+def locked_proxies(conn: Connection) -> list[tuple[int, str, str, bytes]]:
+    """(egress id, source, egress, sealed proxy) of every egress that has one; their rows are locked."""
+    return [(i, source, name, bytes(proxy)) for i, source, name, proxy in conn.execute(sql("sealed_proxies"))]
+
+
+def reseal_proxy(conn: Connection, egress_id: int, proxy: bytes) -> None:
+    """The same proxy, sealed with another key."""
+    conn.execute(sql("reseal_proxy"), {"egress": egress_id, "proxy": proxy})

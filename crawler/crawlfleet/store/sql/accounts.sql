@@ -90,15 +90,19 @@ update account set refresh_tries = %(tries)s, refresh_lease = null
 where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s and refresh_lease = %(lease)s
 
 -- name: sealed_accounts
--- For the rotation of keys.
-select source_id, user_id, credentials, imported, generation from account where (source_id, user_id) > (%(source)s, %(user)s)
-order by source_id, user_id limit 500
-for no key update
+-- For the rotation of keys: the next chunk, locked against imports and refreshes while it is sealed anew.
+select a.source_id, a.user_id, s.name, a.credentials, a.imported
+from account a join source s using (source_id)
+where (a.source_id, a.user_id) > (%(source)s, %(user)s)
+order by a.source_id, a.user_id limit 500
+for no key update of a
 
 -- name: reseal_account
-update account set credentials = %(credentials)s, imported = %(imported)s
-where source_id = %(source)s and user_id = %(user)s
+-- The same plain values under another key: neither the generation nor a refresh under way is touched.
+update account set credentials = %s, imported = %s where source_id = %s and user_id = %s
 
--- name: any_account
--- One account, to see whether the keys fit.
-select a.user_id, s.name, a.credentials from account a join source s using (source_id) limit 1
+-- name: sample_accounts
+-- A few accounts, to see whether the keys fit; of a batch's sources if one is given.
+select s.name, a.user_id, a.credentials from account a join source s using (source_id)
+where %(batch)s::int is null or a.source_id in (select source_id from batch_source where batch_id = %(batch)s)
+limit 10

@@ -136,6 +136,34 @@ left join failure f on f.batch_id = t.batch_id and f.task_no = t.task_no
 where t.user_id = %(user)s and t.batch_id in (select batch_id from batch order by batch_id desc limit 20)
 order by t.batch_id, t.task_no, f.failure_id
 
+-- name: failures
+-- What the dead tasks of a batch died of, the most frequent first, each with one user to look at.
+select s.name, t.verdict::text, f.reason, count(*), min(t.user_id), (array_agg(f.detail order by t.user_id))[1]
+from task t
+join source s using (source_id)
+cross join lateral (
+    select reason, detail from failure where batch_id = t.batch_id and task_no = t.task_no
+    order by failure_id desc limit 1
+) f
+where t.batch_id = %(batch)s and t.state = 'dead'
+group by 1, 2, 3
+order by 4 desc, 1, 2, 3 limit 10
+
+-- name: live_workers
+-- The registrations of a batch that have not ended, and what each holds.
+select w.worker_id, w.ordinal, w.host, w.pid, w.slots, w.draining, f.tick - w.renewed_tick > 2 as silent,
+    (select count(*) from permit p where p.worker_id = w.worker_id)::int as held
+from worker w cross join fleet f
+where w.batch_id = %(batch)s and w.ended_at is null
+order by w.ordinal, w.worker_id
+
+-- name: limit_workers
+-- Workers with a WORKER_ID at or above it take nothing.
+update batch set worker_limit = %(workers)s where batch_id = %(batch)s and state <> 'closed'
+
+-- name: batch_source_names
+select s.name from batch_source b join source s using (source_id) where b.batch_id = %(batch)s order by 1
+
 -- name: results
 -- The current items of the accounts that ended ok in the batch.
 select i.user_id, s.name, i.kind, i.external_id, i.fetched_at, i.body

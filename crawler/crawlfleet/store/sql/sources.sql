@@ -49,3 +49,13 @@ select s.source_id, s.name, b.settings from batch_source b join source s using (
 -- The adapter of each source, as the newest batch that used it knew it.
 select distinct on (s.name) s.name, b.settings ->> 'adapter'
 from batch_source b join source s using (source_id) order by s.name, b.batch_id desc
+
+-- name: sealed_proxies
+-- For the rotation of keys; sorted, as everything that locks egresses.
+select e.egress_id, s.name, e.name, e.proxy from egress e join source s using (source_id)
+where e.proxy is not null
+order by e.egress_id
+for no key update of e
+
+-- name: reseal_proxy
+update egress set proxy = %(proxy)s where egress_id = %(egress)s

@@ -1,0 +1,178 @@
+"""What people ask of batches (status, why, results) and the levers they have (retry, cancel, drain)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import IO, Any
+
+from crawlfleet.commands.place import Arguments, connection
+from crawlfleet.commands.tables import cell, print_table
+from crawlfleet.errors import BadInput
+from crawlfleet.local.watch import duration, failure_words, line, progress, waits_for
+from crawlfleet.store import accounts, batches, fleet
+from crawlfleet.store.batches import Batch
+from crawlfleet.store.connection import Connection
+
+RECENT = ("BATCH", "STATE", "ROUND", "TASKS", "STARTED")
+ITEM = ("user_id", "source", "kind", "external_id", "fetched_at", "body")
+CANCEL_S = 10.0
+"""A batch whose workers live is closed within a second or two; one that nobody works on, at once."""
+
+
+def status(arguments: Arguments) -> int:
+    with connection(arguments) as conn:
+        if arguments.batch:
+            _print_status(conn, _find(conn, arguments.batch))
+            return 0
+        rows = [(b.name, b.state, b.round, b.total, b.started_at) for b in batches.recent(conn)]
+    print_table(RECENT, rows)
+    return 0
+
+
+def _find(conn: Connection, name: str) -> Batch:
+    found = batches.find(conn, name)
+    if found is None:
+        known = ", ".join(sorted({b.name for b in batches.recent(conn)})) or "none"
+        raise BadInput(f"there is no batch {name!r} in this database; recent batches: {known}")
+    return found
+
+
+def _print_status(conn: Connection, batch: Batch) -> None:
+    print(f"{batch.name}: {batch.state}, round {batch.round}")
+    print(f"  {_closed_line(conn, batch) if batch.state == 'closed' else _open_line(conn, batch)}")
+    for worker in [] if batch.state == "closed" else batches.workers(conn, batch.batch_id):
+        silent = ", does not answer" if worker.silent else ", draining" if worker.draining else ""
+        print(
+            f"  worker {worker.worker_id}: WORKER_ID {worker.ordinal} on {worker.host}, pid {worker.pid},"
+            f" {worker.held} of {worker.slots} slots busy{silent}"
+        )
+    for failure in batches.failures(conn, batch.batch_id):
+        print(f"  {failure_words(failure)}")
+
+
+def _open_line(conn: Connection, batch: Batch) -> str:
+    p = progress(batches.counts(conn, batch.batch_id))
+    rate = (p.total - p.open) / batch.seconds if batch.seconds else 0.0
+    next_retry_s = batches.next_retry_s(conn, batch.batch_id)
+    return line(p, rate, waits_for(p, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop))
+
+
+def _closed_line(conn: Connection, batch: Batch) -> str:
+    p = progress(batches.counts(conn, batch.batch_id))
+    took = duration(batch.seconds or 0.0)
+    return f"{p.done}/{p.total} done, {p.failed} failed, {p.cancelled} cancelled, took {took}"
+
+
+def why(arguments: Arguments) -> int:
+    with connection(arguments) as conn:
+        attempts = batches.why(conn, arguments.user)
+        states = accounts.show_account(conn, arguments.user)
+    if not attempts and not states:
+        raise BadInput(f"user {arguments.user} has neither an account nor a task in this database")
+    for _, source, state, *_, reason in (row[:6] for row in states):
+        print(f"account at {source}: {state}" + (f" ({reason})" if reason else ""))
+    for (batch, source), rows in groupby(attempts, key=lambda row: row[:2]):
+        _print_attempts(batch, source, list(rows))
+    return 0
+
+
+def _print_attempts(batch: str, source: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """One task: its state, then each attempt that did not end ok."""
+    _, _, state, verdict, run_after, *_ = rows[0]
+    ended = f" ({verdict})" if verdict not in (None, state) else ""
+    print(f"{batch}, {source}: {state}{ended}" + (f", not before {cell(run_after)}" if run_after else ""))
+    for at, failed, reason, detail, snapshot in (row[5:] for row in rows):
+        if at:
+            print(f"  {cell(at)} {failed}: {reason}" + (f": {detail}" if detail else ""))
+        if snapshot:
+            print("    snapshot: " + snapshot.replace("\n", "\n    "))
+
+
+def results(arguments: Arguments) -> int:
+    with connection(arguments) as conn:
+        batch = _find(conn, arguments.batch)
+        sources = batches.source_names(conn, batch.batch_id)
+        if arguments.source and arguments.source not in sources:
+            raise BadInput(
+                f"batch {batch.name} has no source {arguments.source!r}; it has: {', '.join(sources)}"
+            )
+        rows = batches.results(conn, batch.batch_id, arguments.source, arguments.kind)
+        with _output(arguments.output) as file:
+            (_write_csv if arguments.format == "csv" else _write_jsonl)(file, rows)
+    return 0
+
+
+def _write_jsonl(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    for row in rows:
+        item = dict(zip(ITEM, row, strict=True))
+        file.write(json.dumps(item, ensure_ascii=False, default=datetime.isoformat) + "\n")
+
+
+def _write_csv(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    writer = csv.writer(file)
+    writer.writerow(ITEM)
+    for *fields, fetched_at, body in rows:
+        writer.writerow([*fields, fetched_at.isoformat(), json.dumps(body, ensure_ascii=False)])
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[IO[str]]:
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as exc:
+        raise BadInput(f"cannot write {path}: {exc.strerror}; the export is incomplete") from exc
+
+
+def retry(arguments: Arguments) -> int:
+    with connection(arguments) as conn:
+        batch = _find(conn, arguments.batch)
+        revived = batches.retry(conn, batch.batch_id, arguments.verdict)
+    hint = "; run the batch again to crawl them" if revived else ""
+    print(f"{batch.name}: {revived} tasks are ready again{hint}")
+    return 0
+
+
+def cancel(arguments: Arguments) -> int:
+    with connection(arguments) as conn:
+        batch = _find(conn, arguments.batch)
+        stopped = batches.stop(conn, batch.batch_id, "cancel")
+        closed = stopped and _close(conn, batch.uid)
+    if not stopped:
+        print(f"{batch.name}: closed already")
+    else:
+        print(f"{batch.name}: cancelled" + ("" if closed else "; crawls under way are still ending"))
+    return 0
+
+
+def _close(conn: Connection, uid: str) -> bool:
+    """Do the chores that close a cancelled batch, since no worker may be there to do them."""
+    deadline_s = time.monotonic() + CANCEL_S
+    while time.monotonic() < deadline_s:
+        fleet.housekeep(conn)
+        batch = batches.find(conn, uid)
+        if batch is None or batch.state == "closed":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def drain(arguments: Arguments) -> int:
+    with connection(arguments) as conn:
+        if not batches.drain(conn, arguments.worker):
+            raise BadInput(
+                f"no live worker has the registration {arguments.worker}; `crawlfleet status BATCH` lists them"
+            )
+    print(f"worker {arguments.worker}: draining")
+    return 0

@@ -1,0 +1,97 @@
+"""Where a command works: the database and the key ring that its options name, or the embedded ones."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from crawlfleet.credentials import KeyRing
+from crawlfleet.local.postgres import EmbeddedPostgres
+from crawlfleet.store.connection import Connection, connect
+from crawlfleet.store.migrations import check_schema, migrate
+
+Arguments = argparse.Namespace
+
+
+def default_state_dir() -> Path:
+    """Where local state lies: XDG_STATE_HOME/crawlfleet, /var/lib/crawlfleet for root."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/crawlfleet")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "crawlfleet"
+
+
+@contextmanager
+def database(arguments: Arguments) -> Iterator[tuple[str, EmbeddedPostgres | None]]:
+    """The database's URL, and the embedded server if no URL was given; it is up to date while entered."""
+    if arguments.database_url:
+        yield arguments.database_url, None
+        return
+    with EmbeddedPostgres(arguments.state_dir) as postgres:
+        migrate(postgres.url)
+        yield postgres.url, postgres
+
+
+@contextmanager
+def connection(arguments: Arguments) -> Iterator[Connection]:
+    """A connection to the database, whose schema is ours."""
+    with database(arguments) as (url, _), connect(url, "crawlfleet command") as conn:
+        check_schema(conn)
+        yield conn
+
+
+def keys_path(arguments: Arguments) -> Path:
+    """The key ring's file, which need not exist."""
+    return Path(arguments.keys_file) if arguments.keys_file else arguments.state_dir / "keys"
+
+
+def key_ring(arguments: Arguments) -> KeyRing:
+    """The key ring. One that was named must exist; in the state folder it is made when it is first needed."""
+    path = keys_path(arguments)
+    if not arguments.keys_file and not path.exists():
+        _make_key_ring(path)
+    return KeyRing.load(path)
+
+
+def _make_key_ring(path: Path) -> None:
+    """Complete before it has its name, and never over one that another process made meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"keys.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT, 0o600), "w") as opened:
+            opened.write(KeyRing.new_key() + "\n")
+        with suppress(FileExistsError):
+            path.hardlink_to(fresh)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def command_line(arguments: Arguments, *words: str) -> str:
+    """A crawlfleet command for a person to copy: `words`, at the same place as this one. Shows no password."""
+    line = [program_name(), *words]
+    if arguments.state_dir != default_state_dir():
+        line += ["--state-dir", str(arguments.state_dir)]
+    if arguments.database_url and arguments.database_url != os.environ.get("CRAWLFLEET_DATABASE_URL"):
+        line += ["--database-url", "URL" if _has_password(arguments.database_url) else arguments.database_url]
+    if arguments.keys_file and str(arguments.keys_file) != os.environ.get("CRAWLFLEET_KEYS_FILE"):
+        line += ["--keys-file", str(arguments.keys_file)]
+    return shlex.join(line)
+
+
+def _has_password(url: str) -> bool:
+    try:
+        return "password" in conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return True
+
+
+def program_name() -> str:
+    """How this program was called."""
+    return "crawlfleet" if sys.argv[0].endswith("__main__.py") else sys.argv[0]

@@ -1,0 +1,148 @@
+"""What runs until it is done: `run`, the pod's `worker`, and the stand-in `shops`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from contextlib import ExitStack, nullcontext
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from crawlfleet import apply, logs
+from crawlfleet.commands.accounts import import_file
+from crawlfleet.commands.place import Arguments, command_line, database, key_ring
+from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.server import serve
+from crawlfleet.demo.tokens import demo_accounts
+from crawlfleet.demo.violations import Agreement
+from crawlfleet.documents import load
+from crawlfleet.errors import INTERRUPTED, BadInput, CrawlfleetError
+from crawlfleet.keys import check_keys
+from crawlfleet.local import shops
+from crawlfleet.local.run import Interrupt, LocalRun, exit_code, run_batches
+from crawlfleet.local.view import say
+from crawlfleet.manifests import Manifests
+from crawlfleet.settings import WorkerSettings
+from crawlfleet.sources import Adapter
+from crawlfleet.store.connection import connect
+from crawlfleet.store.migrations import check_schema
+from crawlfleet.worker import run_worker
+
+
+def run(arguments: Arguments) -> int:
+    """Everything that can be wrong with what was given is found before the database starts."""
+    manifests = load(arguments.file)
+    _check_batches(arguments, manifests)
+    adapters = apply.adapters(manifests)
+    console = Console(stderr=arguments.output == "json")
+    interrupt = Interrupt()
+    told = []
+    with interrupt.installed(), ExitStack() as started:
+        local = _start(arguments, manifests, adapters, console, started)
+        for summed in run_batches(local, manifests, interrupt):
+            told.append(summed)
+            if arguments.output == "json":
+                print(json.dumps(summed, ensure_ascii=False), flush=True)
+        _tell_counters(console, local.shop)
+    return INTERRUPTED if interrupt.count else exit_code(told)
+
+
+def _check_batches(arguments: Arguments, manifests: Manifests) -> None:
+    if not manifests.batches:
+        raise BadInput("no CrawlBatch in " + ", ".join(map(str, arguments.file)))
+    for batch in manifests.batches:
+        if batch.spec.suspend or batch.spec.stop != "None":
+            raise BadInput(
+                f"CrawlBatch/{batch.metadata.name}: spec.suspend and spec.stop are for a cluster; remove them"
+                " to run the batch here (Ctrl-C drains, `crawlfleet cancel` cancels)"
+            )
+
+
+def _start(
+    arguments: Arguments,
+    manifests: Manifests,
+    adapters: dict[str, Adapter],
+    console: Console,
+    started: ExitStack,
+) -> LocalRun:
+    """Start what a run needs, to be ended by `started`, and bring manifests and accounts into the database."""
+    with console.status("starting PostgreSQL") if console.is_terminal else nullcontext():
+        url, postgres = started.enter_context(database(arguments))
+    keys = key_ring(arguments)
+    shop = started.enter_context(shops.running_shop(manifests)) if arguments.shops else None
+    with connect(url, "crawlfleet run") as conn:
+        check_schema(conn)
+        check_keys(conn, keys)
+        apply.declare(conn, keys, manifests)
+        if shop is not None:
+            apply.import_accounts(conn, keys, shops.shop_accounts(shop.source))
+        if arguments.accounts:
+            import_file(conn, keys, arguments.accounts, adapters)
+    return LocalRun(
+        url,
+        keys.path,
+        arguments.state_dir / "logs",
+        console,
+        postgres,
+        shop,
+        command=lambda *words: command_line(arguments, *words),
+        again=command_line(arguments, *_words(arguments)),
+        workers=arguments.workers,
+    )
+
+
+def _words(arguments: Arguments) -> list[str]:
+    """The command `run` as it was given, so that it can be given again."""
+    words = ["run"]
+    for file in arguments.file:
+        words += ["-f", str(file)]
+    words += ["--shops"] if arguments.shops else []
+    words += ["--accounts", arguments.accounts] if arguments.accounts else []
+    return words + (["--workers", str(arguments.workers)] if arguments.workers else [])
+
+
+def _tell_counters(console: Console, shop: shops.Shop | None) -> None:
+    counted = shop.counters() if shop else {}
+    if counted is None:
+        say(console, "\nthe stand-in shop has ended before the batch: there are no politeness counters")
+    elif counted.get("requests"):
+        requests, peak, violations = (
+            counted.pop(name) for name in ("requests", "peak_in_flight", "violations")
+        )
+        say(
+            console,
+            f"\nthe shop saw {requests} requests, at most {peak} at once, and {violations} violations:",
+        )
+        say(console, "  " + ", ".join(f"{name} {number}" for name, number in counted.items()))
+
+
+def worker(_: Arguments) -> int:
+    settings = WorkerSettings.from_environment(os.environ)
+    logs.set_up(as_json=settings.log_json)
+    return run_worker(settings)
+
+
+def serve_shops(arguments: Arguments) -> int:
+    config = ShopConfig(agreement=Agreement(malls_per_egress=arguments.cap, pace_per_s=arguments.pace))
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+
+    def ready(url: str) -> None:
+        for account in demo_accounts(arguments.users, config, datetime.now(UTC)):
+            print(json.dumps(account, ensure_ascii=False))
+        sys.stdout.flush()
+        print(f"stand-in shop: baseURL {url}/{{mall_id}}; Ctrl-C ends it", file=sys.stderr, flush=True)
+
+    try:
+        counted = serve(arguments.port, config, stop=ended, ready=ready)
+    except OSError as exc:
+        raise CrawlfleetError(
+            f"cannot listen on port {arguments.port}: {exc.strerror}; end what uses it or give --port"
+        ) from exc
+    print(json.dumps(counted.as_dict()), file=sys.stderr)
+    return 0

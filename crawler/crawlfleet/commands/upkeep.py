@@ -1,0 +1,52 @@
+"""What keeps an installation in order: schema, checks, keys, and the definitions for a cluster."""
+
+from __future__ import annotations
+
+import sys
+
+from crawlfleet import crds
+from crawlfleet.commands.place import Arguments, connection, database, keys_path
+from crawlfleet.credentials import KeyRing
+from crawlfleet.doctor import examine
+from crawlfleet.errors import BadInput
+from crawlfleet.keys import rotate
+from crawlfleet.store import migrations
+
+
+def migrate(arguments: Arguments) -> int:
+    if not arguments.database_url:
+        raise BadInput(
+            "migrate needs --database-url or CRAWLFLEET_DATABASE_URL; the embedded database migrates itself"
+        )
+    applied = migrations.migrate(arguments.database_url)
+    print(f"applied: {', '.join(applied)}" if applied else "the schema is up to date")
+    return 0
+
+
+def doctor(arguments: Arguments) -> int:
+    bad = 0
+    with database(arguments) as (url, _):
+        for finding in examine(url, keys_path(arguments)):
+            bad += not finding.well
+            print(f"{'ok  ' if finding.well else 'FAIL'} {finding.what}: {finding.words}")
+    return 1 if bad else 0
+
+
+def print_crds(_: Arguments) -> int:
+    print(crds.as_yaml(), end="")
+    return 0
+
+
+def new_key(_: Arguments) -> int:
+    print(KeyRing.new_key())
+    return 0
+
+
+def rotate_keys(arguments: Arguments) -> int:
+    with connection(arguments) as conn:
+        keys = KeyRing.load(keys_path(arguments))
+        done = rotate(conn, keys)
+    print(f"sealed anew with key {keys.ids[0]}: {done.accounts} accounts, {done.proxies} proxies")
+    for problem in done.problems:
+        print(f"crawlfleet: {problem}", file=sys.stderr)
+    return 1 if done.problems else 0

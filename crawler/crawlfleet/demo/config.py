@@ -1,0 +1,38 @@
+"""What a stand-in shop is told before it starts, and the time zone it lives in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+
+from crawlfleet.demo.traps import Traps
+from crawlfleet.demo.violations import Agreement
+
+KST = timezone(timedelta(hours=9))
+
+
+@dataclass(frozen=True)
+class ShopConfig:
+    """One stand-in platform. Equal configs hold equal malls and accept each other's tokens.
+
+    The orders lie in the `order_days` before the shop's first midnight (KST), so a crawl of the last
+    seven days holds them all, also when a midnight passes meanwhile. `usage_calls` and
+    `usage_processing_s` are what fills the usage limit of a mall to 100 %.
+    """
+
+    seed: str = "demo"
+    orders_per_mall: int = 12
+    products_per_mall: int = 8
+    order_days: int = 6
+    access_token_s: float = 7200.0
+    bucket_size: int = 40
+    bucket_drain_per_s: float = 2.0
+    usage_calls: int = 1000
+    usage_processing_s: float = 300.0
+    agreement: Agreement = field(default_factory=Agreement)
+    traps: Traps = field(default_factory=Traps)
+
+
+def korean_now() -> datetime:
+    """The time in Korea."""
+    return datetime.now(KST)

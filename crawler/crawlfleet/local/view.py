@@ -1,0 +1,147 @@
+"""How `crawlfleet run` looks: one living picture on a terminal, plain lines elsewhere, a summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from crawlfleet.local.watch import OPEN, Progress, duration, eta, failure_words, line
+from crawlfleet.store.batches import Failure
+
+PLAIN_LINE_S = 2.0
+BAR_WIDTH = 40
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a running batch: `rate` in tasks a second, `seconds` since its plan."""
+
+    batch: str
+    progress: Progress
+    rate: float
+    waits_for: str
+    workers: int
+    seconds: float
+
+
+class PlainView:
+    """For a log or a pipe: a line every PLAIN_LINE_S, one at the end, and whatever is said."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._next_s = 0.0
+        self._ended = False
+
+    def show(self, look: Look) -> None:
+        """Show how the batch stands now."""
+        p = look.progress
+        ended = p.total > 0 and p.open == 0
+        if p.total > 0 and not self._ended and (ended or time.monotonic() >= self._next_s):
+            self._next_s, self._ended = time.monotonic() + PLAIN_LINE_S, ended
+            self.say(f"{look.batch}: {line(p, look.rate, look.waits_for)}")
+
+    def say(self, text: str) -> None:
+        """Tell an event."""
+        say(self._console, text)
+
+
+class LiveView(PlainView):
+    """For a terminal: a picture that changes; what is said scrolls away above it."""
+
+    def __init__(self, console: Console, live: Live) -> None:
+        super().__init__(console)
+        self._live = live
+
+    def show(self, look: Look) -> None:
+        self._live.update(picture(look))
+
+
+@contextmanager
+def view(console: Console) -> Iterator[PlainView]:
+    """The view that fits the console, until the batch ends."""
+    if not console.is_terminal:
+        yield PlainView(console)
+        return
+    with Live(console=console, refresh_per_second=8) as live:
+        yield LiveView(console, live)
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: not wrapped (it may hold a command to copy), not coloured."""
+    console.print(Text(text), soft_wrap=True)
+
+
+def picture(look: Look) -> RenderableType:
+    """The batch at one glance."""
+    p = look.progress
+    head = Table.grid(padding=(0, 2))
+    head.add_row(
+        Text(look.batch, style="bold", overflow="ellipsis", no_wrap=True),
+        ProgressBar(total=max(p.total, 1), completed=p.ended, width=BAR_WIDTH),
+        f"{p.ended / p.total:.0%}" if p.total else "planned",
+        duration(look.seconds),
+    )
+    return Group(head, _numbers(look), Text(f"waits for: {look.waits_for}", style="dim"))
+
+
+def _numbers(look: Look) -> Table:
+    p = look.progress
+    cells = {
+        "done": Text(f"{p.done}/{p.total}", style="green" if p.done else ""),
+        "running": Text(str(p.running)),
+        "waiting": Text(str(p.waiting)),
+        "retrying": Text(str(p.retrying), style="yellow" if p.retrying else ""),
+        "failed": Text(str(p.failed), style="bold red" if p.failed else ""),
+        "cancelled": Text(str(p.cancelled)),
+        "rate": Text(f"{look.rate:.1f}/s"),
+        "ETA": Text(eta(p, look.rate)),
+        "workers": Text(str(look.workers)),
+    }
+    if not p.cancelled:
+        del cells["cancelled"]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in cells:
+        table.add_column(name, justify="right", min_width=7)
+    table.add_row(*cells.values())
+    return table
+
+
+def tell(
+    console: Console,
+    summed: Mapping[str, Any],
+    failures: Sequence[Failure],
+    command: Callable[..., str],
+    again: str,
+) -> None:
+    """The end of a batch: what became of it, where the results are, what to do next.
+
+    `command` builds a command line for this place, `again` is the one that runs the batch again.
+    """
+    name = summed["batch"]
+    reason = "" if summed["state"] == OPEN else f", {summed['reason']}"
+    say(console, f"\n{name}: {summed['state']}{reason}, {summed['seconds']} s")
+    for source, n in summed["counts"].items():
+        say(
+            console, f"  {source}: {n['ok']} of {n['total']} ok, {n['dead']} dead, {n['cancelled']} cancelled"
+        )
+    if not any(count["total"] for count in summed["counts"].values()):
+        say(console, "no account is selected: import accounts of these sources, or look at spec.users")
+    for failure in failures:
+        say(console, f"  {failure_words(failure)}")
+    if failures:
+        say(console, f"why: {command('why', str(failures[0].user_id))}")
+    if summed["state"] == OPEN:
+        say(console, f"the batch is still open; to resume it: {again}")
+    elif failures:
+        say(console, f"to try again: {command('retry', name)} && {again}")
+    say(console, "results: in the database, view `items`; to export them:")
+    say(console, f"  {command('results', name, '--format', 'jsonl', '--output', name + '.jsonl')}")

@@ -1,0 +1,359 @@
+"""What the shop sees of a whole fleet: caps, pace, bans, waits, exits. Its own counters and request log are the judge."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet import Fleet, WatchedShop, until
+from http_proxy import HttpProxy
+
+from crawlfleet.demo.violations import Agreement
+from crawlfleet.store import batches
+
+PASSWORD = ("user", "proxy-password")
+SEEN_BY_ALL_S = 2.0
+
+
+@pytest.fixture
+def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(database_url, tmp_path) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def shop() -> Iterator[WatchedShop]:
+    with WatchedShop(agreement=Agreement(reaction_s=SEEN_BY_ALL_S)) as shop:
+        yield shop
+
+
+@pytest.fixture
+def proxies() -> Iterator[dict[str, HttpProxy]]:
+    with HttpProxy("one", PASSWORD) as one, HttpProxy("two", PASSWORD) as two:
+        yield {"one": one, "two": two}
+
+
+def urls(proxies: dict[str, HttpProxy]) -> dict[str, str]:
+    return {name: proxy.url for name, proxy in proxies.items()}
+
+
+def all_ok(fleet: Fleet, batch: str = "batch") -> bool:
+    return set(fleet.tasks(batch).values()) == {("ok", "ok")}
+
+
+# Cap and pace.
+
+
+def test_the_cap_holds_over_all_workers(fleet: Fleet) -> None:
+    with WatchedShop(agreement=Agreement(malls_per_egress=3)) as shop:
+        shop.switch(slow_s=0.2)
+        fleet.cafe24(shop, users=12, maxConcurrent=3)
+        fleet.plan(workers=2)
+        fleet.run(workers=2, slots=16)
+        assert shop.violations() == {}
+        assert shop.witness.counters().peak_in_flight == 3
+    assert all_ok(fleet)
+
+
+def test_the_pace_holds_over_all_workers(fleet: Fleet) -> None:
+    """The shop forgives 15 % for the jitter of this machine; without a pace there would be four times as many."""
+    with WatchedShop(agreement=Agreement(pace_per_s=23)) as shop:
+        fleet.cafe24(shop, users=16, maxConcurrent=16, requestsPerSecond=20)
+        fleet.plan(workers=2)
+        fleet.run(workers=2, slots=16)
+        assert shop.violations() == {}
+        times = sorted(seen.at_s for seen in shop.seen())
+    assert all_ok(fleet)
+    assert len(times) / (times[-1] - times[0]) > 10
+
+
+def test_a_cap_that_is_raised_is_used_within_two_seconds(fleet: Fleet) -> None:
+    fleet.noop(users=40, cap=2, duration_s=1.5)
+    fleet.plan(workers=2)
+    for worker_id in range(2):
+        fleet.start(worker_id)
+    until(lambda: fleet.held() == 2, "the old cap to be used")
+    fleet.declare("noop", adapter="noop", maxConcurrent=9)
+    until(lambda: fleet.held() == 9, "nine crawls at once", timeout_s=SEEN_BY_ALL_S)
+
+
+def test_a_cap_that_is_lowered_lets_running_crawls_finish_and_begins_no_more(fleet: Fleet) -> None:
+    fleet.noop(users=12, cap=6, duration_s=0.7)
+    fleet.plan(workers=2)
+    workers = [fleet.start(worker_id) for worker_id in range(2)]
+    until(lambda: fleet.held() == 6, "the old cap to be used")
+    fleet.declare("noop", adapter="noop", maxConcurrent=1)
+    until(lambda: fleet.held() <= 1, "the surplus to finish", timeout_s=0.7 + SEEN_BY_ALL_S)
+    most = 0
+    while workers[0].is_alive() and workers[1].is_alive():
+        most = max(most, fleet.held())
+    assert most == 1
+    assert all_ok(fleet)
+    assert fleet.leases() == 12
+
+
+def test_a_paused_source_begins_again_when_its_cap_is_back(fleet: Fleet) -> None:
+    fleet.noop(users=3, cap=0)
+    fleet.plan()
+    worker = fleet.start()
+    worker.registration()
+    tick = fleet.scalar("select tick from fleet")
+    until(lambda: fleet.scalar("select tick from fleet") >= tick + 2, "two ticks")
+    assert fleet.leases() == 0
+    fleet.declare("noop", adapter="noop", maxConcurrent=3)
+    assert worker.exit_code() == 0
+    assert fleet.count("ok") == 3
+
+
+def test_two_batches_with_the_same_accounts_never_meet_at_an_account(fleet: Fleet, shop: WatchedShop) -> None:
+    shop.switch(slow_s=0.05)
+    fleet.cafe24(shop, users=12)
+    fleet.plan("batch")
+    fleet.plan("other")
+    workers = [fleet.start(), fleet.start(CRAWLFLEET_BATCH="other")]
+    assert [worker.exit_code() for worker in workers] == [0, 0]
+    assert all_ok(fleet, "batch")
+    assert all_ok(fleet, "other")
+    assert fleet.leases() == 24
+    assert shop.violations() == {}
+    assert len(shop.seen("token")) == 12
+
+
+# Being asked to wait.
+
+
+def test_a_mall_that_always_throttles_delays_only_itself_and_ends_by_its_budget(
+    fleet: Fleet, shop: WatchedShop
+) -> None:
+    shop.switch_mall("demo3", always_429=True)
+    fleet.cafe24(shop, users=12, budgets={"throttledSeconds": 3})
+    fleet.plan(workers=2)
+    fleet.run(workers=2)
+    assert fleet.tasks() == {u: ("dead", "throttled") if u == 3 else ("ok", "ok") for u in range(1, 13)}
+    assert 2 <= len(fleet.failures(3)) <= 5
+    assert fleet.scalar("select cut from egress") == 0
+    assert fleet.scalar("select retries + crashes from task where user_id = 3") == 0
+
+
+def test_a_retry_after_is_waited_for(fleet: Fleet, shop: WatchedShop) -> None:
+    shop.switch(throttle_once=True)
+    fleet.cafe24(shop, users=10)
+    fleet.plan(workers=2)
+    fleet.run(workers=2)
+    assert all_ok(fleet)
+    assert fleet.all_failures() == {("throttled", "CallLimit")}
+    assert shop.violations() == {}
+    assert fleet.leases() == 20
+
+
+def test_a_remaining_block_of_a_mall_is_waited_out(fleet: Fleet) -> None:
+    """Every call fills this mall's usage: the first reply says wait 1 s, the second wait minutes."""
+    with WatchedShop(usage_calls=1) as shop:
+        fleet.cafe24(shop, users=1)
+        batch_id = fleet.plan()
+        worker = fleet.start()
+        until(lambda: len(fleet.failures(1)) == 2, "the second throttle")
+        left_s = fleet.scalar("select extract(epoch from run_after - now())::float8 from task")
+        batches.stop(fleet.conn, batch_id, "cancel")
+        assert worker.exit_code() == 0
+        assert shop.violations() == {}
+    assert fleet.failures(1) == [("throttled", "UsageLimit")] * 2
+    assert left_s > 100
+    assert fleet.scalar("select cut from egress") == 0
+
+
+# Bans.
+
+
+def test_a_ban_page_stops_all_workers_and_nothing_is_sent_during_the_ban(
+    fleet: Fleet, shop: WatchedShop
+) -> None:
+    fleet.cafe24(shop, users=12, maxConcurrent=4, coolDownSeconds={"first": 3, "longest": 60})
+    fleet.plan(workers=2)
+    workers = [fleet.start(worker_id) for worker_id in range(2)]
+    until(lambda: len(shop.seen("products")) >= 4, "some crawls")
+    shop.switch(ban_s=2.9)
+    assert [worker.exit_code() for worker in workers] == [0, 0]
+    assert all_ok(fleet)
+    assert shop.violations() == {}
+    assert fleet.scalar("select cut from egress") == 1
+    assert ("blocked", "BanPage") in fleet.all_failures()
+
+
+def test_after_a_ban_one_crawl_probes_before_the_others_follow(fleet: Fleet, shop: WatchedShop) -> None:
+    fleet.cafe24(shop, users=8, maxConcurrent=4, coolDownSeconds={"first": 2, "longest": 2})
+    fleet.plan(workers=2)
+    shop.switch(ban_s=1)
+    workers = [fleet.start(worker_id) for worker_id in range(2)]
+    until(lambda: fleet.scalar("select cool_until > now() from egress") and fleet.held() == 0, "the cut")
+    gate = shop.gate("token", most=1)
+    gate.wait()
+    tick = fleet.scalar("select tick from fleet")
+    until(lambda: fleet.scalar("select tick from fleet") >= tick + 3, "three ticks")
+    assert fleet.held() == 1
+    assert fleet.scalar("select ramp from egress") == 1
+    gate.open()
+    assert [worker.exit_code() for worker in workers] == [0, 0]
+    assert all_ok(fleet)
+    assert fleet.scalar("select (ramp, cuts_in_row)::text from egress") == "(,0)"
+
+
+def test_ten_ban_pages_at_once_are_one_cut(fleet: Fleet, shop: WatchedShop) -> None:
+    fleet.cafe24(shop, users=10, coolDownSeconds={"first": 1, "longest": 60})
+    fleet.plan()
+    gate = shop.gate("token", most=10)
+    worker = fleet.start()
+    gate.wait(10)
+    shop.switch(ban_s=0.5)
+    gate.open()
+    assert worker.exit_code() == 0
+    assert fleet.scalar("select cut from egress") == 1
+    assert all_ok(fleet)
+
+
+def test_a_second_ban_while_probing_cools_twice_as_long(fleet: Fleet, shop: WatchedShop) -> None:
+    fleet.cafe24(shop, users=2, coolDownSeconds={"first": 2, "longest": 60})
+    fleet.plan()
+    shop.switch(ban_s=3)
+    fleet.start()
+    until(lambda: fleet.scalar("select cut from egress") == 2, "the second cut")
+    left_s = fleet.scalar("select extract(epoch from cool_until - clock_timestamp())::float8 from egress")
+    assert 3 < left_s <= 4.4
+
+
+# Exits.
+
+
+def test_each_mall_is_only_ever_seen_from_one_exit(
+    fleet: Fleet, shop: WatchedShop, proxies: dict[str, HttpProxy]
+) -> None:
+    shop.switch(throttle_once=True)
+    fleet.cafe24(shop, users=8, proxies=urls(proxies))
+    fleet.plan()
+    fleet.run()
+    fleet.plan("next")
+    assert fleet.start(CRAWLFLEET_BATCH="next").exit_code() == 0
+    seen_from = defaultdict(set)
+    for seen in shop.seen():
+        seen_from[seen.mall].add(seen.egress)
+    assert all(len(exits) == 1 for exits in seen_from.values())
+    assert set().union(*seen_from.values()) == {"one", "two"}
+    assert proxies["one"].refused == proxies["two"].refused == 0
+    assert shop.violations() == {}
+
+
+def test_an_egress_removed_in_mid_run_hands_its_accounts_to_the_other(
+    fleet: Fleet, shop: WatchedShop, proxies: dict[str, HttpProxy]
+) -> None:
+    fleet.cafe24(shop, users=20, maxConcurrent=4, proxies=urls(proxies))
+    fleet.plan(workers=2)
+    workers = [fleet.start(worker_id) for worker_id in range(2)]
+    until(lambda: proxies["one"].requests >= 8, "some crawls through it")
+    fleet.cafe24(shop, maxConcurrent=4, proxies={"two": proxies["two"].url})
+    until(lambda: _held_by(fleet, "one") == 0, "its running crawls to finish")
+    requests = proxies["one"].requests
+    assert [worker.exit_code() for worker in workers] == [0, 0]
+    assert all_ok(fleet)
+    assert proxies["one"].requests == requests
+    assert fleet.leases() == 20
+    assert fleet.items() == shop.truth(range(1, 21))
+
+
+def test_an_egress_that_replaces_another_in_mid_run_is_used_by_running_workers(
+    fleet: Fleet, shop: WatchedShop, proxies: dict[str, HttpProxy]
+) -> None:
+    fleet.cafe24(shop, users=20, maxConcurrent=4, proxies={"one": proxies["one"].url})
+    fleet.plan()
+    worker = fleet.start()
+    until(lambda: proxies["one"].requests >= 8, "some crawls")
+    fleet.cafe24(shop, maxConcurrent=4, proxies={"two": proxies["two"].url})
+    assert worker.exit_code() == 0
+    assert all_ok(fleet)
+    assert proxies["two"].requests > 0
+
+
+def test_a_proxy_that_refuses_ends_its_accounts_as_blocked_and_the_other_goes_on(
+    fleet: Fleet, shop: WatchedShop, proxies: dict[str, HttpProxy]
+) -> None:
+    wrong = proxies["one"].url.replace("proxy-password", "wrong-password")
+    fleet.cafe24(
+        shop,
+        users=6,
+        maxConcurrent=6,
+        proxies={"one": wrong, "two": proxies["two"].url},
+        coolDownSeconds={"first": 1, "longest": 1},
+        budgets={"throttledSeconds": 0},
+    )
+    fleet.plan()
+    fleet.run()
+    endings = fleet.tasks()
+    through_one = {u for u, exits in _exits(fleet).items() if exits == "one"}
+    assert endings == {u: ("dead", "blocked") if u in through_one else ("ok", "ok") for u in range(1, 7)}
+    assert len(through_one) == 3
+    assert fleet.all_failures() >= {("blocked", "ProxyRefused")}
+    assert proxies["one"].requests == 0
+    assert fleet.scalar("select cut from egress where name = 'two'") == 0
+
+
+def test_accounts_of_a_banned_egress_move_to_a_good_one(
+    fleet: Fleet, shop: WatchedShop, proxies: dict[str, HttpProxy]
+) -> None:
+    wrong = proxies["one"].url.replace("proxy-password", "wrong-password")
+    fleet.cafe24(
+        shop,
+        users=8,
+        proxies={"one": wrong, "two": proxies["two"].url},
+        coolDownSeconds={"first": 1, "longest": 1},
+    )
+    fleet.plan()
+    fleet.run()
+    assert all_ok(fleet)
+    assert set(_exits(fleet).values()) == {"two"}
+    assert len(shop.seen("token")) == 8
+
+
+def test_a_proxy_that_is_away_is_no_failure_of_the_shop(fleet: Fleet, shop: WatchedShop) -> None:
+    with HttpProxy("gone") as gone:
+        url = gone.url
+    fleet.cafe24(
+        shop,
+        users=1,
+        proxies={"gone": url},
+        coolDownSeconds={"first": 1, "longest": 1},
+        budgets={"throttledSeconds": 0},
+    )
+    fleet.plan()
+    fleet.run()
+    assert fleet.failures(1) == [("blocked", "ProxyRefused")]
+    assert shop.seen() == []
+
+
+def test_each_exit_has_a_pace_of_its_own(
+    fleet: Fleet, shop: WatchedShop, proxies: dict[str, HttpProxy]
+) -> None:
+    fleet.cafe24(shop, users=16, maxConcurrent=16, requestsPerSecond=8, proxies=urls(proxies))
+    fleet.plan()
+    fleet.run(slots=16)
+    assert all_ok(fleet)
+    times = sorted(seen.at_s for seen in shop.seen())
+    assert len(times) / (times[-1] - times[0]) > 1.25 * 8
+    for exit in proxies:
+        alone = sorted(seen.at_s for seen in shop.seen() if seen.egress == exit)
+        assert (len(alone) - 1) / (alone[-1] - alone[0]) < 1.05 * 8
+
+
+def _held_by(fleet: Fleet, egress: str) -> int:
+    return int(
+        fleet.scalar(
+            "select count(*) from permit join egress using (egress_id) where lease_id is not null and name = %s",
+            egress,
+        )
+    )
+
+
+def _exits(fleet: Fleet) -> dict[int, str]:
+    """User id → the egress of its account now."""
+    rows = fleet.conn.execute("select user_id, e.name from track join egress e using (egress_id)")
+    return dict(rows.fetchall())
