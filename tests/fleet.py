@@ -36,7 +36,7 @@ from crawlfleet.demo.cafe24 import Cafe24Shop
 from crawlfleet.demo.config import ShopConfig
 from crawlfleet.demo.exchange import Reply, Request
 from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import demo_accounts
+from crawlfleet.demo.tokens import demo_accounts, refresh_token
 from crawlfleet.local.child import spawn
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, Secret
 from crawlfleet.store import fleet
@@ -372,6 +372,11 @@ class WatchedShop(ShopServer):
     def credentials(self, user_id: int) -> dict[str, Any]:
         """What the seller `user_id` (mall `demo{user_id}`) was given."""
         return dict(self._credentials[user_id])
+
+    def consented(self, user_id: int) -> dict[str, Any]:
+        """What the seller has after a new consent: a token that is newer than all before."""
+        token = refresh_token(self.shop.config, f"demo{user_id}", generation=100)
+        return self.credentials(user_id) | {"refresh_token": token}
 
     def gate(self, what: str, *, malls: Sequence[str] = (), most: int = 1_000_000) -> Gate:
         """Hold replies to that resource (`token`, `orders`, ...) of these malls (of all), at most so many."""

@@ -227,12 +227,14 @@ def noop_run(
     cap: int = 4,
     name: str = "nightly",
     selected: Mapping[str, Any] | None = None,
+    items: int = 2,
+    item_bytes: int = 0,
     **spec: Any,
 ) -> list[str | Path]:
-    """The words of a run of `users` accounts that take so long and bring two items each."""
+    """The words of a run of `users` accounts that take so long and bring that many items each."""
     file = manifest(
         seat,
-        source(cap=cap, options={"duration_s": duration_s, "items": 2}),
+        source(cap=cap, options={"duration_s": duration_s, "items": items, "body_bytes": item_bytes}),
         batch(name, users=dict(selected or {"all": True}), **spec),
         name=f"{name}.yaml",
     )

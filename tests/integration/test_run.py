@@ -74,7 +74,8 @@ def finished(module_dir: Path) -> Iterator[Finished]:
 def shop_documents(port: int, **spec: object) -> list[dict[str, object]]:
     """A cafe24 source at a stand-in shop on that port, and a batch of USERS sellers."""
     url = f"http://127.0.0.1:{port}/{{mall_id}}"
-    shop = source("cafe24", cap=5, adapter="cafe24", baseURL=url, requestsPerSecond=100, **spec)
+    spec = {"requestsPerSecond": 100, **spec}
+    shop = source("cafe24", cap=5, adapter="cafe24", baseURL=url, **spec)
     return [shop, batch("local", ["cafe24"], users={"ids": list(range(1, USERS + 1))})]
 
 
@@ -290,15 +291,16 @@ class TestSuddenDeath:
 
     def test_of_the_shop(self, seat: Seat) -> None:
         """Nothing can be crawled any more: the run says so and comes to its end."""
-        documents = shop_documents(free_port(), budgets={"retry": 1})
+        documents = shop_documents(free_port(), requestsPerSecond=10, budgets={"retry": 1})
         run = seat.start("run", "--shops", "-f", manifest(seat, *documents))
         until(lambda: seat.crawled("local") >= 1, "the first crawl")
 
         shop = next(pid for pid, text in seat.processes().items() if " shops " in text)
         os.kill(shop, signal.SIGKILL)
 
-        assert run.exit_code() in (0, 3)
-        assert "the stand-in shop" in run.stdout
+        assert run.exit_code() == 3
+        assert "the stand-in shop was ended by somebody" in run.stdout
+        assert re.search(r"cafe24: \d+ retry, ", run.stdout)
         seat.assert_nothing_is_left()
 
 

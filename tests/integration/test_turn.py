@@ -325,12 +325,12 @@ def test_a_worker_that_took_everything_alone_gives_half_back_as_its_crawls_end(c
 # The order.
 
 
-def arrange(conn: Connection, *tasks: tuple[int, int, int]) -> None:
-    """Give the tasks, in the order of their numbers, (user, rank, shard)."""
-    for number, (user, rank, shard) in enumerate(tasks, 1):
+def arrange(conn: Connection, *tasks: tuple[int, int]) -> None:
+    """Give users 1, 2, 3 ... their (rank, shard); their tasks are numbered in this order."""
+    for user, (rank, shard) in enumerate(tasks, 1):
         conn.execute(
-            "update task set rank = %s, shard = %s where task_no = %s and user_id = %s",
-            (rank, shard, number, user),
+            "update task set rank = %s, shard = %s, task_no = 1000 + user_id where user_id = %s",
+            (rank, shard, user),
         )
 
 
@@ -348,16 +348,7 @@ def test_tier_comes_before_cost_class_before_own_shard_before_number(conn: Conne
     add_accounts(conn, range(1, 8))
     me = register_worker(conn, plan_batch(conn, workers=3), ordinal=1)
     high, medium = 50, 64
-    arrange(
-        conn,
-        (1, medium, 1),
-        (2, high + 1, 0),
-        (3, high + 1, 1),
-        (4, high, 2),
-        (5, high, 0),
-        (6, high, 1),
-        (7, high, 1),
-    )
+    arrange(conn, (medium, 1), (high + 1, 0), (high + 1, 1), (high, 2), (high, 0), (high, 1), (high, 1))
 
     assert taken_one_by_one(conn, me) == [6, 7, 5, 4, 3, 2, 1]
 
@@ -367,7 +358,7 @@ def test_a_worker_helps_others_before_its_own_lower_ranks(conn: Connection) -> N
     declare_source(conn, egress(cap=3))
     add_accounts(conn, range(1, 5))
     me = register_worker(conn, plan_batch(conn), ordinal=0)
-    arrange(conn, (1, 50, 1), (2, 50, 0), (3, 51, 1), (4, 52, 0))
+    arrange(conn, (50, 1), (50, 0), (51, 1), (52, 0))
 
     assert {lease.user_id for lease in take(conn, me)} == {1, 2, 3}
 

@@ -184,7 +184,13 @@ def close_batch(conn: Connection, batch_id: int) -> int:
 
 
 def delete_chunk(conn: Connection, batch_id: int) -> int:
-    """Delete one chunk of a retired batch's tasks, the batch itself last; returns the tasks deleted."""
+    """Delete one chunk of a retired batch's tasks, the batch itself last; returns the tasks deleted.
+
+    None of a batch that a `retry` has reopened since it was found retired.
+    """
+    state = conn.execute(sql("lock_batch"), {"batch": batch_id}).fetchone()
+    if state is None or state[0] != "closed":
+        return 0
     deleted = conn.execute(sql("delete_tasks"), {"batch": batch_id}).rowcount
     if deleted == 0:
         conn.execute(sql("delete_failures"), {"batch": batch_id})
