@@ -53,7 +53,7 @@ PATIENCE_S = 60.0
 Found = TypeVar("Found")
 
 
-def until(condition: Callable[[], Found], what: str, timeout_s: float = PATIENCE_S) -> Found:
+def until(condition: Callable[[], Found | None], what: str, timeout_s: float = PATIENCE_S) -> Found:
     """Wait for the condition to be true; what it returned."""
     deadline_s = time.monotonic() + timeout_s
     while not (found := condition()):

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,7 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any, Self
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import psycopg
 from fleet import Fleet
@@ -32,6 +35,7 @@ from processes import descendants
 
 from crawlfleet.accounts import Account
 from crawlfleet.apply import import_accounts
+from crawlfleet.credentials import account_context
 from crawlfleet.demo.config import ShopConfig, korean_now
 from crawlfleet.demo.tokens import demo_accounts
 from crawlfleet.demo.traps import Traps
@@ -40,6 +44,7 @@ from crawlfleet.demo.violations import Agreement
 from crawlfleet.errors import DatabaseUnavailable
 from crawlfleet.local.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres
+from crawlfleet.sources.cafe24_replies import TOKEN_PATH
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.store.fleet import Clock, bury_worker
 from crawlfleet.store.migrations import migrate
@@ -84,6 +89,7 @@ sys.exit(main(["worker"]))
 """
 _SHOP = """
 import json, sys, threading
+from crawlfleet.credentials import account_context
 from crawlfleet.demo.config import ShopConfig
 from crawlfleet.demo.traps import Traps
 from crawlfleet.demo.server import serve
@@ -231,11 +237,14 @@ class Storm:
         self._faults = schedule(self._random, faults)
         self._length_s = length_s
         self._rate = round(SHOP_USERS * CALLS_A_CRAWL / length_s)
+        crawl_s = SHOP_CAP * CALLS_A_CRAWL / self._rate
         self._shop = ShopConfig(
             seed=f"storm-{seed}",
-            access_token_s=3.0,
+            access_token_s=round(crawl_s, 1),  # a crawl that was held up has to refresh again
             agreement=Agreement(malls_per_egress=SHOP_CAP, pace_per_s=self._rate),
-            traps=Traps(slow_s=0.04),
+            traps=Traps(
+                slow_s=round(SHOP_CAP / self._rate / 2, 2)
+            ),  # half of the permits are always at the shop
         )
         self._conn: Connection | None = None
         self._began_s = time.monotonic()
@@ -302,6 +311,7 @@ class Storm:
                 )
             import_accounts(fleet.conn, fleet.keys, self._accounts(noop_s))
             self._batch = fleet.plan(workers=WORKERS)
+            self._keys = fleet.keys
             return fleet.environment()
 
     def _accounts(self, noop_s: float) -> Iterator[Account]:
@@ -467,6 +477,7 @@ class Storm:
         with urlopen(f"{self._base_url}/_counters", timeout=30) as reply:
             self.report.counters = json.load(reply)
         self._verify_counters()
+        self._verify_tokens(ended["shop"])
 
     def _histories(self) -> dict[int, list[tuple[str, str]]]:
         """Task number → (verdict, reason) of its attempts that did not end ok, oldest first."""
@@ -531,6 +542,34 @@ class Storm:
         for name, count in self.report.counters.items():
             if name not in ("requests", "peak_in_flight", "violations") and count > allowed.get(name, 0):
                 self._problem(f"the shop counted {name} {count}, allowed are {allowed.get(name, 0)}")
+
+    def _verify_tokens(self, ok: set[int]) -> None:
+        """Who ended ok can go on with the token that is stored; whose was given up had really lost it."""
+        self._ask("/_control", json.dumps({"all": {"slow_s": 0.0}}).encode())
+        for user_id, sealed in self._rows(
+            "select user_id, credentials from account join source using (source_id) where name = 'shop' order by 1"
+        ):
+            known = self._keys.open(bytes(sealed), account_context("shop", user_id))
+            form = {"grant_type": "refresh_token", "refresh_token": known["refresh_token"]}
+            client = f"{known['client_id']}:{known['client_secret']}".encode()
+            status = self._ask(
+                f"/demo{user_id}{TOKEN_PATH}", urlencode(form).encode(), b64encode(client).decode()
+            )
+            if status != 200 and user_id in ok:
+                self._problem(f"user {user_id} of shop ended ok, but its stored refresh token is refused")
+            if status == 200 and user_id in self.report.lost:
+                self._problem(
+                    f"user {user_id} of shop ended RefreshLost, but its stored refresh token is good"
+                )
+
+    def _ask(self, path: str, body: bytes, client: str = "") -> int:
+        request = Request(self._base_url + path, body, {"Authorization": f"Basic {client}"})
+        try:
+            with urlopen(request, timeout=30) as reply:
+                return int(reply.status)
+        except HTTPError as refused:
+            with refused:
+                return refused.code
 
     def _check_nothing_runs(self, before: set[int]) -> None:
         if left := descendants(os.getpid()) - before:

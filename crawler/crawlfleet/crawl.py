@@ -16,7 +16,9 @@ from hashlib import blake2b
 from json import dumps
 from typing import Any
 
+import psycopg
 import requests
+from psycopg_pool import PoolTimeout
 
 from crawlfleet.errors import Bug, CrawlEnded, Retry, Throttled, Verdict
 from crawlfleet.metrics import PACE_SECONDS
@@ -203,10 +205,16 @@ class LiveCrawl:
                 return
 
     def _reserve(self) -> tuple[float, float]:
-        with self._database() as conn, transaction(conn):
-            row = conn.execute(
-                sql("reserve"), {"egress": self._exit.egress_id, "cut": self.lease.cut}
-            ).fetchone()
+        try:
+            with self._database() as conn, transaction(conn):
+                row = conn.execute(
+                    sql("reserve"), {"egress": self._exit.egress_id, "cut": self.lease.cut}
+                ).fetchone()
+        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as exc:
+            # A verdict, so that a refresh whose POST waits here knows that its token was not used.
+            raise Interrupted(
+                "DatabaseLost", "the request's turn could not be reserved", never_sent=True
+            ) from exc
         if row is None:
             raise Throttled(
                 "CoolingDown",

@@ -11,12 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
+from machine import Cpu, Pace
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisGone
 from rig import await_that
@@ -28,7 +28,7 @@ QUEUE = "celery"
 _FILL = "import celery_noop\nwith celery_noop.app.producer_or_acquire() as p:\n    for _ in range({}): celery_noop.noop.apply_async(producer=p)"
 
 
-def celery_tasks_per_s(folder: Path) -> float:
+def celery_pace(folder: Path) -> Pace:
     """No-op tasks a second from the first acknowledgement to the last."""
     socket = folder / "redis.sock"
     environment = {**os.environ, "CELERY_BROKER_URL": f"redis+socket://{socket}"}
@@ -41,9 +41,10 @@ def celery_tasks_per_s(folder: Path) -> float:
         )
         with _instances(folder, environment):
             await_that(lambda: _open_tasks(redis) < TASKS, 60, "Celery's first task")
-            began_s, first = time.monotonic(), _open_tasks(redis)
+            before, first = Cpu.now(), _open_tasks(redis)
             await_that(lambda: _open_tasks(redis) == 0, 120, "Celery's last task")
-            return first / (time.monotonic() - began_s)
+            after = Cpu.now()
+    return Pace(first / (after.at_s - before.at_s), after.ours_since_s(before) * 1e6 / first)
 
 
 def _open_tasks(redis: Redis) -> int:

@@ -49,6 +49,21 @@ class Cpu:
         ticks = (self.at_s - before.at_s) * os.sysconf("SC_CLK_TCK") * (os.cpu_count() or 1)
         return max(0.0, (self.all - before.all - (self.ours - before.ours)) / ticks)
 
+    def ours_since_s(self, before: Cpu) -> float:
+        """CPU seconds that this bench and its children used since then."""
+        return (self.ours - before.ours) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast tasks went, and the CPU time that each took of all processes: the second hardly depends on others."""
+
+    per_s: float
+    cpu_us: float
+
+    def __str__(self) -> str:
+        return f"{self.per_s:,.0f}/s at {self.cpu_us:.0f} µs of CPU a task"
+
 
 def foreign_now() -> float:
     """What others use at the moment."""

@@ -110,7 +110,9 @@ def replay_s(crawl_s: Mapping[int, float], order: Sequence[int], permits: int, k
         user, begin = todo.pop(), heappop(free)
         running.append((begin + crawl_s[user], begin, user))
         heappush(free, begin + crawl_s[user])
-    open_then = sorted((r for r in running if r[0] > kill.at_s), key=lambda r: (r[2] not in kill.users, -r[1]))
+    open_then = sorted(
+        (r for r in running if r[0] > kill.at_s), key=lambda r: (r[2] not in kill.users, -r[1])
+    )
     lost = [user for _, _, user in open_then[: len(kill.users)]]
     ends = [end for end, _, user in running if user not in lost]
     free = [end for end, _, user in open_then if user not in lost] + [kill.back_s] * len(lost)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 from random import Random
+from threading import Event
 
 import psycopg
 import pytest
@@ -41,7 +43,8 @@ from crawlfleet.store.sources import EgressSpec, put_source
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
 from crawlfleet.verdicts import OK, Outcome
 
-ROUNDS = 2
+R = Random(5)
+OFFSETS_S = [R.choice([(0.0, R.uniform(0, 0.05)), (R.uniform(0, 0.05), 0.0)]) for _ in range(15)]
 USERS = range(1, 9)
 SOURCES = ("mall", "shop")
 KEPT = ("egress", "permit", "account", "track", "task", "item", "batch", "worker", "source", "fleet")
@@ -117,7 +120,7 @@ def world(
 
 def _build(conn: Connection, file: Path) -> World:
     old, new = KeyRing.new_key(), KeyRing.new_key()
-    keys, newer_keys = _ring(file, old), _ring(file, new, old)
+    keys, newer_keys = _ring(file, old, new), _ring(file, new, old)
     specs = {source: [_egress(keys, source, name) for name in ("good", "banned")] for source in SOURCES}
     for source in SOURCES:
         declare_source(conn, *specs[source], name=source)
@@ -179,30 +182,29 @@ def _rows(text: str) -> list[Row]:
 
 # The operations. Whatever may come in any order comes in another one than that of the locks.
 
-HOWS = (OK, Outcome.of(AuthFailed("Refused")), Outcome.of(Blocked("BanPage")))
+REFUSED, BANNED = Outcome.of(AuthFailed("Refused")), Outcome.of(Blocked("BanPage"))
 
 
 def _ended(leases: list[Lease], *hows: Outcome) -> list[Finished]:
     backwards = sorted(leases, key=lambda lease: (lease.user_id, lease.source_id), reverse=True)
     return [
-        ended(lease, hows[number % len(hows)], rows=_rows("new") if hows[number % len(hows)] is OK else ())
-        for number, lease in enumerate(backwards)
+        ended(lease, hows[number % len(hows)], rows=_rows("new")) for number, lease in enumerate(backwards)
     ]
 
 
 def commit(world: World, conn: Connection) -> None:
     with transaction(conn):
-        turn.commit(conn, world.mine, _ended(world.leases, *HOWS), Random(0))
+        turn.commit(conn, world.mine, _ended(world.leases, OK), Random(0))
 
 
 def park(world: World, conn: Connection) -> None:
     with transaction(conn):
-        turn.commit(conn, world.others, _ended(world.other_leases, HOWS[1]), Random(0))
+        turn.commit(conn, world.mine, _ended(world.leases, REFUSED, BANNED, REFUSED), Random(0))
 
 
 def commit_and_take(world: World, conn: Connection) -> None:
     with transaction(conn):
-        turn.commit(conn, world.others, _ended(world.other_leases, OK, HOWS[2]), Random(0))
+        turn.commit(conn, world.others, _ended(world.other_leases, OK, BANNED, REFUSED, OK), Random(0))
         turn.take(conn, world.others, 0)
 
 
@@ -352,16 +354,13 @@ def test_no_two_operations_deadlock(world: World, one: Operation, other: Operati
     may_deadlock = (
         one in TAKING and other in TAKING
     )  # over accounts that two batches share; the worker tries again
-    url = world.conn.info.dsn
+
+    def run(conn: Connection, operation: Operation, delay_s: float) -> None:
+        Event().wait(delay_s)
+        _until_through(world, conn, operation, may_deadlock=may_deadlock)
+
     with ExitStack() as opened:
-        connections = [opened.enter_context(closing(connect(url))) for _ in range(2)]
-        for _ in range(ROUNDS):
+        connections = [opened.enter_context(closing(connect(world.conn.info.dsn))) for _ in range(2)]
+        for delays in OFFSETS_S:
             world.restore()
-            together(
-                *[
-                    lambda conn=conn, operation=operation: _until_through(
-                        world, conn, operation, may_deadlock=may_deadlock
-                    )
-                    for conn, operation in zip(connections, (one, other), strict=True)
-                ]
-            )
+            together(*map(partial, [run] * 2, connections, (one, other), delays))

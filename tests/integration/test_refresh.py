@@ -171,8 +171,8 @@ def test_a_late_store_of_a_rescued_crawl_wins_over_the_crawl_that_waits(seller: 
     rescued, waiter = seller.crawl(), seller.crawl()
 
     def post_late(credentials: Credentials) -> Credentials:
+        new = seller.post(credentials)
         with pytest.raises(AuthFailed, match="RefreshLost"):
-            new = seller.post(credentials)
             waiter.refresh(seller.post, seller.wait)
         return new
 

@@ -32,6 +32,8 @@ from terminal import (
 
 from crawlfleet.demo.config import ShopConfig, korean_now
 from crawlfleet.demo.truth import expected_items
+from crawlfleet.local.postgres import EmbeddedPostgres
+from crawlfleet.store.migrations import migrate
 
 USERS = 20
 
@@ -288,6 +290,21 @@ class TestSuddenDeath:
         assert "PostgreSQL was killed; starting it again" in run.stdout
         own_seat.assert_nothing_is_left()
         assert keys_of(own_seat.items("nightly")) == two_items_each(24)
+
+    def test_of_a_database_that_is_not_ours(self, seat: Seat, open_dir: Path) -> None:
+        """Nobody here can start it again: the run says so and waits."""
+        with EmbeddedPostgres(open_dir / "theirs", settings={"fsync": "off"}) as theirs:
+            migrate(theirs.url)
+            seat.environment["CRAWLFLEET_DATABASE_URL"] = theirs.url
+            run = seat.start(*noop_run(seat, users=24, duration_s=0.5))
+            until(lambda: seat.crawled("nightly") >= 4, "the first crawls")
+
+            theirs.stop()
+            run.wait_for("the database does not answer, waiting for it: ")
+            theirs.attach_or_start()
+
+            assert run.exit_code() == 0
+            assert keys_of(seat.items("nightly")) == two_items_each(24)
 
     def test_of_the_shop(self, seat: Seat) -> None:
         """Nothing can be crawled any more: the run says so and comes to its end."""

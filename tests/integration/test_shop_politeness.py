@@ -339,8 +339,8 @@ def test_each_exit_has_a_pace_of_its_own(
     assert all_ok(fleet)
     times = sorted(seen.at_s for seen in shop.seen())
     assert len(times) / (times[-1] - times[0]) > 1.25 * 8
-    for exit in proxies:
-        alone = sorted(seen.at_s for seen in shop.seen() if seen.egress == exit)
+    for egress in proxies:
+        alone = sorted(seen.at_s for seen in shop.seen() if seen.egress == egress)
         assert (len(alone) - 1) / (alone[-1] - alone[0]) < 1.05 * 8
 
 

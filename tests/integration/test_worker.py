@@ -152,7 +152,7 @@ def test_a_wrong_environment_ends_with_78_and_names_what_is_wrong(
 ) -> None:
     fleet.noop(users=1)
     fleet.plan()
-    worker = fleet.start(**changes)
+    worker = fleet.start(0, slots=10, **changes)
     assert worker.exit_code() == 78
     assert variable in worker.text()
     assert word in worker.text()

@@ -95,16 +95,19 @@ def unavailable(exc: Exception) -> DatabaseUnavailable:
 def transaction(conn: Connection, *, long: bool = False) -> Iterator[Connection]:
     """One transaction with our time-outs; `long` for a statement that may take minutes (a plan, an export).
 
-    An exception rolls back; a lost connection needs no rollback.
+    An exception rolls back; a lost connection needs no rollback. A client that was paused in it for too long finds
+    its connection lost as by any other cause: OperationalError.
     """
-    conn.execute(_BEGIN_LONG if long else _BEGIN)
     try:
+        conn.execute(_BEGIN_LONG if long else _BEGIN)
         yield conn
+        conn.execute("commit")
+    except psycopg.errors.IdleInTransactionSessionTimeout as exc:  # no OperationalError in psycopg's classes
+        raise psycopg.OperationalError(f"the connection was lost: {exc}") from exc
     except BaseException:
         with suppress(psycopg.Error):  # the connection is lost: so is the transaction
             conn.execute("rollback")
         raise
-    conn.execute("commit")
 
 
 class Reconnecting:

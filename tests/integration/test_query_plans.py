@@ -1,0 +1,161 @@
+"""The plans that PostgreSQL really runs in a turn at 100,000 ready tasks: by index, never by sort or whole scan.
+
+Taken from the server's own log of each statement (auto_explain), with statistics from before the tasks were there,
+and often enough that prepared statements get their generic plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import psycopg
+import pytest
+from builders import ended, plan_batch, register_worker, scalar, shop_batch
+
+from crawlfleet.errors import Retry
+from crawlfleet.store import turn
+from crawlfleet.store.connection import Connection, transaction
+from crawlfleet.store.queries import sql
+from crawlfleet.verdicts import OK, Outcome
+
+READY = 100_000
+PREPARED_GENERICALLY = 8
+"""Executions after which PostgreSQL has chosen between custom and generic plans."""
+
+_EXPLAIN = """
+load 'auto_explain';
+set auto_explain.log_min_duration = 0; set auto_explain.log_format = json; set auto_explain.log_level = notice
+"""
+
+
+class Plans:
+    """The plans of one connection, each with the name of its statement."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.found: list[tuple[str, dict[str, Any]]] = []
+        conn.add_notice_handler(self._add)
+        conn.execute(_EXPLAIN)
+
+    def _add(self, notice: psycopg.errors.Diagnostic) -> None:
+        _, _, text = (notice.message_primary or "").partition("plan:\n")
+        if text:
+            plan = json.loads(text)
+            self.found.append((plan["Query Text"], plan["Plan"]))
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        """The plans of the named statement, however its parameters were written."""
+        head, _, _ = sql(name, limit=1).partition("%(")
+        return [plan for text, plan in self.found if text.startswith(head)]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def offences(plan: dict[str, Any]) -> list[str]:
+    """Scans of `task` other than by index, and sorts of what comes from it."""
+    found = []
+    for node in nodes(plan):
+        if node.get("Relation Name") == "task" and node["Node Type"] in ("Seq Scan", "Tid Scan"):
+            found.append("Seq Scan")
+        if "Sort" in node["Node Type"] and any(n.get("Relation Name") == "task" for n in nodes(node)):
+            found.append(node["Node Type"])
+    return found
+
+
+@pytest.fixture
+def full(conn: Connection) -> int:
+    """A batch planned small, whose tasks then became many without anybody telling the planner.
+
+    Few of them are of the worker's own shard: it takes both ways.
+    """
+    batch = shop_batch(conn, users=10, cap=20)
+    conn.execute("alter table task set (autovacuum_enabled = off)")
+    conn.execute(
+        "insert into task (user_id, batch_id, task_no, state, source_id, egress_id, rank, shard)"
+        " select 1000 + n, %s, 1000 + n, 'ready', source_id, egress_id, 40 + n %% 30, (n %% 3000 <> 0)::int"
+        " from egress, generate_series(1, %s) n",
+        (batch, READY),
+    )
+    return batch
+
+
+def turns(conn: Connection, batch: int) -> None:
+    """Turns of a worker, ends of every kind, until the plans are generic."""
+    me = register_worker(conn, batch)
+    finished: list[turn.Finished] = []
+    for number in range(2 * PREPARED_GENERICALLY):
+        with transaction(conn):
+            turn.commit(conn, me, finished, Random(0))
+            leases = turn.take(conn, me, 0)
+        how = Outcome.of(Retry("Timeout")) if number % 2 else OK
+        finished = [ended(lease, how) for lease in leases]
+        assert leases
+
+
+HOT = (
+    "room",
+    "contenders",
+    "pick_permits",
+    "take_own",
+    "take_any",
+    "fill_permits",
+    "free_permits",
+    "finish_tasks",
+)
+
+
+@pytest.mark.parametrize("analyzed", [False, True], ids=["stale-statistics", "fresh-statistics"])
+def test_a_turn_reads_tasks_by_index_and_never_sorts_them(
+    conn: Connection, full: int, analyzed: bool
+) -> None:
+    if analyzed:
+        conn.execute("analyze task, permit")
+    plans = Plans(conn)
+
+    turns(conn, full)
+
+    for name in HOT:
+        assert len(plans.of(name)) >= PREPARED_GENERICALLY, name
+        assert [offences(plan) for plan in plans.of(name) if offences(plan)] == [], name
+
+
+def test_a_turn_without_prepared_statements_reads_by_index_too(conn: Connection, full: int) -> None:
+    """As behind pgbouncer: every execution is planned anew."""
+    conn.prepare_threshold = None
+    plans = Plans(conn)
+
+    turns(conn, full)
+
+    assert [(text[:40], offences(plan)) for text, plan in plans.found if offences(plan)] == []
+    assert len(plans.of("take_any")) >= PREPARED_GENERICALLY
+
+
+def test_taking_twenty_tasks_reads_twenty_tasks(conn: Connection, full: int) -> None:
+    """The index is in the order of taking. Here by a worker that has no task of its own."""
+    me = replace(register_worker(conn, full), shard=9)
+    plans = Plans(conn)
+    conn.execute("set auto_explain.log_analyze = on")
+    with transaction(conn):
+        assert len(turn.take(conn, me, 0)) == 20
+
+    [plan] = plans.of("take_any")
+    read = [node["Actual Rows"] for node in nodes(plan) if node.get("Index Name") == "task_ready"]
+    assert read == [20]
+
+
+@pytest.mark.parametrize("statement", ["promote", "cancel_unbegun", "has_open_tasks", "next_retry"])
+def test_chores_of_another_batch_do_not_read_this_one(conn: Connection, full: int, statement: str) -> None:
+    other = plan_batch(conn)
+    plans = Plans(conn)
+    with transaction(conn):
+        conn.execute(sql(statement), {"batch": other})
+
+    assert [offences(plan) for _, plan in plans.found if offences(plan)] == []
+    assert scalar(conn, "select count(*) from task where batch_id = %s and state = 'ready'", full) >= READY
