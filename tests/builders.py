@@ -25,7 +25,7 @@ from crawlfleet.planner import BatchPlan, Selector, plan
 from crawlfleet.store import fleet, turn
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
-from crawlfleet.store.sources import EgressSpec, Settings, put_source
+from crawlfleet.store.sources import EgressSpec, Settings, lock_sources, put_source
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
 from crawlfleet.verdicts import OK, Outcome, judge
 
@@ -64,8 +64,10 @@ def egress(
 
 
 def declare_source(conn: Connection, *egresses: EgressSpec, name: str = "shop") -> int:
-    """The source's id; one direct egress with 4 permits if none is given."""
-    return put_source(conn, name, egresses or [egress()])
+    """The source's id. It has exactly these egresses; one with 4 permits if none is given."""
+    with transaction(conn):
+        lock_sources(conn, [name])
+        return put_source(conn, name, egresses or [egress()])
 
 
 def account(

@@ -237,14 +237,11 @@ class Storm:
         self._faults = schedule(self._random, faults)
         self._length_s = length_s
         self._rate = round(SHOP_USERS * CALLS_A_CRAWL / length_s)
-        crawl_s = SHOP_CAP * CALLS_A_CRAWL / self._rate
         self._shop = ShopConfig(
             seed=f"storm-{seed}",
-            access_token_s=round(crawl_s, 1),  # a crawl that was held up has to refresh again
+            access_token_s=3.0,  # a crawl that was held up has to refresh again
             agreement=Agreement(malls_per_egress=SHOP_CAP, pace_per_s=self._rate),
-            traps=Traps(
-                slow_s=round(SHOP_CAP / self._rate / 2, 2)
-            ),  # half of the permits are always at the shop
+            traps=Traps(slow_s=round(SHOP_CAP / self._rate / 4, 3)),  # a quarter of the crawls is at the shop
         )
         self._conn: Connection | None = None
         self._began_s = time.monotonic()

@@ -14,7 +14,7 @@ from crawlfleet.planner import BatchPlan, Selector
 from crawlfleet.sources import Adapter, Credentials, adapter_names, load_adapter
 from crawlfleet.store.accounts import SealedAccount, locked_imports, put_accounts
 from crawlfleet.store.connection import Connection, transaction
-from crawlfleet.store.sources import EgressSpec, Settings, put_source, source_id_of
+from crawlfleet.store.sources import EgressSpec, Settings, lock_sources, put_source, source_id_of
 
 PACE_HEADROOM = 0.95
 """Requests are paced a little below the limit, so that jitter on the way never shows the shop more than it."""
@@ -22,12 +22,14 @@ IMPORT_CHUNK = 1000
 
 
 def declare(conn: Connection, keys: KeyRing, manifests: Manifests) -> None:
-    """Write the manifests' sources and egresses; they are live at once.
+    """Write the manifests' sources and egresses, all or none; they are live at once.
 
     Raises BadInput for an exit that another source uses, and for an unknown adapter.
     """
-    for name, source in manifests.sources.items():
-        put_source(conn, name, _egresses(keys, manifests, source), retain_days=source.spec.retention_days)
+    with transaction(conn):
+        lock_sources(conn, manifests.sources)
+        for name, source in sorted(manifests.sources.items()):
+            put_source(conn, name, _egresses(keys, manifests, source), retain_days=source.spec.retention_days)
 
 
 def adapters(manifests: Manifests) -> dict[str, Adapter]:

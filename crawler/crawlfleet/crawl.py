@@ -32,13 +32,17 @@ from crawlfleet.sources.http import (
     proxy_refused,
     verdicts,
 )
+from crawlfleet.store import turn
 from crawlfleet.store.connection import transaction
-from crawlfleet.store.queries import sql
 from crawlfleet.store.turn import Lease, Row
 from crawlfleet.tokens import POST_S, Tokens
 from crawlfleet.tokens import Connections as Database
 
 log = logging.getLogger(__name__)
+
+
+STALE_TURN_S = 1.0
+"""A turn reserved that long ago was for another moment: the refresh had to outwait somebody."""
 
 
 def boottime() -> float:
@@ -93,6 +97,7 @@ class LiveCrawl:
         self._connections = Connections()
         self._session: requests.Session | None = None
         self._refreshing_until: float | None = None
+        self._turn_at = 0.0
 
     # What the adapter uses.
 
@@ -109,7 +114,8 @@ class LiveCrawl:
 
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         self.check()
-        self._reserve_turn()
+        if self._refreshing_until is None or self._clock() - self._turn_at > STALE_TURN_S:
+            self._reserve_turn()
         self.check()
         if self._session is None:
             self._session = open_session(self._connections, self._exit.proxy)
@@ -124,6 +130,8 @@ class LiveCrawl:
         return response
 
     def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
+        self.check()
+        self._reserve_turn()  # before the intent: a wait or a lost database must not look like a lost reply
         self.tokens.refresh(lambda credentials: self._uninterrupted(post, credentials), self.wait)
         self.check()
 
@@ -145,9 +153,9 @@ class LiveCrawl:
 
     def enforce(self) -> None:
         """End the crawl if a deadline has passed. Called by the watchdog, so that a blocked read ends too."""
-        now = self._clock()
-        if self._refreshing_until is not None:
-            if now >= self._refreshing_until:
+        now, refreshing_until = self._clock(), self._refreshing_until
+        if refreshing_until is not None:
+            if now >= refreshing_until:
                 self._connections.shut()
         elif now >= self._stop_at:
             self.abort(Interrupted("RenewalLost", "the permit could not be renewed in time"))
@@ -196,7 +204,7 @@ class LiveCrawl:
         """
         while True:
             wait_s, gap_s = self._reserve()
-            turn_at = self._clock() + wait_s
+            turn_at = self._turn_at = self._clock() + wait_s
             if wait_s > 0:
                 PACE_SECONDS.labels(self.source).observe(wait_s)
                 self._wake.wait(wait_s)
@@ -207,22 +215,20 @@ class LiveCrawl:
     def _reserve(self) -> tuple[float, float]:
         try:
             with self._database() as conn, transaction(conn):
-                row = conn.execute(
-                    sql("reserve"), {"egress": self._exit.egress_id, "cut": self.lease.cut}
-                ).fetchone()
+                reserved = turn.reserve(conn, self._exit.egress_id, self.lease.cut)
         except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as exc:
             # A verdict, so that a refresh whose POST waits here knows that its token was not used.
             raise Interrupted(
                 "DatabaseLost", "the request's turn could not be reserved", never_sent=True
             ) from exc
-        if row is None:
+        if reserved is None:
             raise Throttled(
                 "CoolingDown",
                 "the egress was cut while this crawl was under way",
                 account_only=True,
                 never_sent=True,
             )
-        return row[0], row[1]
+        return reserved
 
 
 def encode(item: Item) -> Row:

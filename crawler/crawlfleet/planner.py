@@ -13,6 +13,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from crawlfleet.errors import BadInput
+from crawlfleet.politeness import BANNED_AFTER
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
 from crawlfleet.store.sources import Settings
@@ -58,7 +59,7 @@ def plan(conn: Connection, batch: BatchPlan) -> int:
         state = conn.execute(sql("lock_batch"), {"batch": batch_id}).fetchone()
         if state is None or state[0] != "planning":
             return batch_id
-        conn.execute(sql("add_tracks"), {"batch": batch_id})
+        conn.execute(sql("add_tracks"), {"batch": batch_id, "banned_after": BANNED_AFTER})
         planned = conn.execute(
             sql("plan_tasks"),
             batch.selector.params()

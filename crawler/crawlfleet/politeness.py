@@ -6,6 +6,7 @@ there too (reserve). Nothing here does I/O.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -16,7 +17,7 @@ from crawlfleet.errors import Verdict
 SUSPECTS_TO_CUT = 3
 SUSPECT_WINDOW_S = 60.0
 BANNED_AFTER = 4
-"""An egress cut that often without a success between is banned: its accounts move, if there is another."""
+"""An egress cut that often without a full recovery between is banned: its accounts move, if there is another."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def share(me: int, open_permits: int, contenders: Sequence[Contender]) -> int:
     if me not in batch_of:
         return 0
     batch_part = ceil(open_permits / len(set(batch_of.values())))
-    workers = list(batch_of.values())
-    part = {worker: ceil(batch_part / workers.count(batch)) for worker, batch in batch_of.items()}
+    workers_of = Counter(batch_of.values())
+    part = {worker: ceil(batch_part / workers_of[batch]) for worker, batch in batch_of.items()}
     hungry = any(c.worker_id != me and c.free_slots > 0 and c.held < part[c.worker_id] for c in contenders)
     return part[me] if hungry else open_permits

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import psycopg
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool
 
 from crawlfleet import metrics
 from crawlfleet.crawl import Exit, Interrupted, LiveCrawl, encode
@@ -28,7 +28,6 @@ from crawlfleet.errors import (
     Crashed,
     CrawlEnded,
     CrawlfleetError,
-    DatabaseUnavailable,
     Verdict,
 )
 from crawlfleet.leases import Leases
@@ -149,6 +148,10 @@ class Slots:
         except CrawlEnded as ended:
             self.finished.put(self.judged(lease, Outcome.of(ended), lease.generation, ()))
             return
+        except psycopg.Error:
+            outcome = interrupted("DatabaseLost", "the egress could not be read")
+            self.finished.put(self.judged(lease, outcome, lease.generation, ()))
+            return
         if self._leases.begin(crawl) > self._threads:
             self._threads += 1
             threading.Thread(target=self._slot, name=f"slot-{self._threads}", daemon=True).start()
@@ -177,6 +180,9 @@ class Slots:
         source = self._sources[lease.source_id]
         if lease.credentials is None or lease.generation is None:
             raise AuthFailed("AccountPurged", "the account was deleted after the batch was planned")
+        if lease.account_state != "ok":
+            reason = lease.account_reason or "NeedsAttention"
+            raise AuthFailed(reason, "the account was parked or disabled after the batch was planned")
         try:
             tokens = Tokens(
                 self._pool.connection,
@@ -225,11 +231,11 @@ class Slots:
         try:
             self._collect(source, crawl, rows)
         except Interrupted as ended:
-            return interrupted(ended.reason)
+            return interrupted(ended.reason, ended.detail)
         except CrawlEnded as ended:
             return _redacted(Outcome.of(ended), crawl)
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, DatabaseUnavailable):
-            return interrupted("DatabaseLost")
+        except psycopg.Error:  # an adapter has no database: it is ours
+            return interrupted("DatabaseLost", "the database could not be reached")
         except CrawlfleetError as exc:  # refreshed meanwhile by a worker with a key that we do not have
             return Outcome(Verdict.CRASHED, "CannotBeOpened", str(exc))
         except Exception as exc:

@@ -36,7 +36,7 @@ Credentials = dict[str, Any]
 Connections = Callable[[], AbstractContextManager[Connection]]
 
 POST_S = 60.0
-"""No refresh POST lasts longer: connecting, sending and reading are bounded by `crawl.REQUEST_S`."""
+"""No refresh POST lasts longer: `LiveCrawl.enforce` shuts its socket then."""
 STORE_AGAIN_S = 1.0
 MAX_TRIES = 2
 
@@ -56,6 +56,10 @@ class PendingStores:
         with self._changed:
             self._pending -= 1
             self._changed.notify_all()
+
+    def __len__(self) -> int:
+        with self._changed:
+            return self._pending
 
     def wait_long(self) -> None:
         """Wait until none is pending, however long it takes; says so each minute."""

@@ -57,9 +57,9 @@ class Outcome:
 OK = Outcome(Verdict.OK)
 
 
-def interrupted(reason: str) -> Outcome:
+def interrupted(reason: str, why: str) -> Outcome:
     """The worker had to stop this crawl: it goes back to the queue and is charged nothing."""
-    return Outcome(Verdict.RETRY, reason, "the crawl was interrupted; it is not charged", charged=False)
+    return Outcome(Verdict.RETRY, reason, f"{why}; the crawl is not charged", charged=False)
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,10 @@ def judge(outcome: Outcome, history: History, budgets: Budgets, random: Random) 
             return Decision("waiting", backoff_s(history.retries, random), retries=1)
         case Verdict.CRASHED if history.crashes < budgets.crashed:
             return Decision("waiting", backoff_s(history.crashes, random), crashes=1)
-        case Verdict.THROTTLED | Verdict.BLOCKED if history.throttled_s < budgets.throttled_s:
+        case Verdict.THROTTLED | Verdict.BLOCKED:
             floor_s = max(outcome.retry_after_s, BLOCKED_RETRY_S)
-            return Decision("waiting", floor_s * random.uniform(1.0, 1.1))
+            if history.throttled_s + floor_s <= budgets.throttled_s:
+                return Decision("waiting", floor_s * random.uniform(1.0, 1.1))
     return Decision("dead")
 
 

@@ -101,15 +101,20 @@ class Vitals:
     def watchdog(self) -> None:
         """The watchdog's thread."""
         while not self.done.wait(WATCHDOG_S):
-            self._enforce_deadlines()
-            if self._clock() > self._drain_until:
-                self._leases.abort(
-                    Interrupted("Drained", "the worker had to stop and this crawl took too long")
-                )
-            if self._clock() >= self.stop_at:
-                self._lose("permits could not be renewed in time")
+            try:
+                self._watch()
+            except Exception:
+                log.exception("the watchdog failed")
+                self._lose("the watchdog failed")
             if self.lost:
                 self._leave()
+
+    def _watch(self) -> None:
+        self._enforce_deadlines()
+        if self._clock() > self._drain_until:
+            self._leases.abort(Interrupted("Drained", "the worker had to stop and this crawl took too long"))
+        if self._clock() >= self.stop_at:
+            self._lose("permits could not be renewed in time")
 
     def _renew(self, conn: Connection) -> None:
         sent_at = self._clock()
@@ -158,7 +163,8 @@ class Vitals:
 
     def _leave(self) -> None:
         """Exit even if the loop hangs in the database; but not over a token that is not stored yet."""
-        if self.done.wait(LEAVE_S):
-            return
-        self._pending.wait_long()
-        os._exit(EXIT_STOPPED_ITSELF)
+        leave_at = self._clock() + LEAVE_S
+        while not self.done.wait(WATCHDOG_S):
+            self._enforce_deadlines()
+            if self._clock() >= leave_at and not len(self._pending):
+                os._exit(EXIT_STOPPED_ITSELF)

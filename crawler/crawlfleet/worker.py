@@ -37,6 +37,7 @@ from crawlfleet.store.batches import Batch
 from crawlfleet.store.connection import (
     Connection,
     Reconnecting,
+    check_durability,
     connect,
     first_line,
     is_refused_data,
@@ -86,6 +87,7 @@ class Worker:
 
     def _begin(self, conn: Connection, keys: KeyRing) -> None:
         check_schema(conn)
+        check_durability(conn)
         batch = batches.find(conn, self._settings.batch)
         if batch is None:
             raise BadConfiguration(
@@ -149,8 +151,6 @@ class Worker:
         try:
             code = self._loop()
         finally:
-            self._vitals.done.set()
-            self._chores_due.set()
             self._end(threads)
         log.info("worker ended", extra={"code": code})
         return code
@@ -171,7 +171,9 @@ class Worker:
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         """Tokens that a shop has rotated are stored before the process goes, whatever it takes."""
         self._slots.close()
-        self._slots.pending.wait_long()
+        self._slots.pending.wait_long()  # the watchdog still ends what takes too long
+        self._vitals.done.set()
+        self._chores_due.set()
         for thread in threads:
             thread.join(5)
         with suppress(psycopg.Error, DatabaseUnavailable), connect(self._settings.database_url) as conn:
@@ -186,7 +188,7 @@ class Worker:
         try:
             while True:
                 self._committing += self._gather()
-                if self._vitals.lost or (self._vitals.hung and not self._is_crawling()):
+                if self._vitals.lost:
                     return EXIT_STOPPED_ITSELF
                 conn = self._turn_or_reconnect(conn)
                 code = self._exit_code()
@@ -305,11 +307,18 @@ class Worker:
 
     def _exit_code(self) -> int | None:
         control = self._vitals.control
+        if self._vitals.hung and not self._committing and not self._is_crawling():
+            return EXIT_STOPPED_ITSELF
         if len(self._leases) or control is None:
             return None
         if control.batch_state == "closed":
             return EXIT_CLOSED
-        return EXIT_DRAINED if self._stopping or control.draining else None
+        if self._stopping or control.draining:
+            return EXIT_DRAINED
+        if self._is_full():
+            log.error("memory is full although no crawl runs; a new process takes over")
+            return EXIT_STOPPED_ITSELF
+        return None
 
     def _tell(self, finished: Finished) -> None:
         """One event a crawl, and its metrics."""
@@ -317,7 +326,7 @@ class Worker:
         status = outcome.verdict.value
         metrics.CRAWLS.labels(source, status).inc()
         metrics.CRAWL_SECONDS.labels(source, status).observe(finished.cost_ms / 1000)
-        if outcome.verdict is Verdict.THROTTLED:
+        if outcome.verdict is Verdict.THROTTLED and outcome.reason != "CoolingDown":
             metrics.THROTTLES.labels(source, "account" if outcome.account_only else "egress").inc()
         if finished.decision.state == "waiting":
             metrics.RETRIES.labels(source, status).inc()
@@ -340,7 +349,8 @@ class Worker:
         with Reconnecting(self._settings.database_url, "crawlfleet housekeeping") as connection:
             while not self._vitals.done.is_set():
                 try:
-                    metrics.RESCUED.inc(fleet.housekeep(connection()).rescued)
+                    if fleet.is_housekeeping_due(connection(), pause_s / 2):
+                        metrics.RESCUED.inc(fleet.housekeep(connection()).rescued)
                 except (psycopg.Error, DatabaseUnavailable) as exc:
                     metrics.DATABASE_ERRORS.labels("housekeeping").inc()
                     log.warning("housekeeping failed", extra={"error": first_line(exc)})

@@ -39,7 +39,7 @@ from crawlfleet.sources import Item
 from crawlfleet.store import accounts, batches, fleet, turn
 from crawlfleet.store.connection import Connection, connect, transaction
 from crawlfleet.store.queries import sql
-from crawlfleet.store.sources import EgressSpec, put_source
+from crawlfleet.store.sources import EgressSpec, lock_sources, put_source
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
 from crawlfleet.verdicts import OK, Outcome
 
@@ -126,6 +126,11 @@ def _build(conn: Connection, file: Path) -> World:
         declare_source(conn, *specs[source], name=source)
         add_accounts(conn, USERS, source=source, keys=keys)
     first, second = (plan_batch(conn, sources=SOURCES, workers=2, retain_s=0) for _ in range(2))
+    conn.execute(
+        "update track k set egress_id = e.egress_id from egress e"
+        " where e.source_id = k.source_id and (e.name = 'banned') = (k.user_id % 3 < 2);"
+        " update task t set egress_id = k.egress_id from track k where (k.source_id, k.user_id) = (t.source_id, t.user_id)"
+    )
     mine, others = register_worker(conn, first), register_worker(conn, second)
     leases = _take_only(conn, mine, range(1, 5))
     other_leases = _take_only(conn, others, range(5, 7))
@@ -144,7 +149,7 @@ def _build(conn: Connection, file: Path) -> World:
     conn.execute("update source set retain_days = 1")
     with transaction(conn):
         turn.write_items(conn, [(lease, _rows("old")) for lease in (*leases, *other_leases)])
-    conn.execute("update item set fetched_at = now() - interval '2 days'")
+    conn.execute("update item set seen_on = current_date - 2")
     fresh = (register_worker(conn, first, 1), register_worker(conn, second, 1))
     conn.execute("create schema saved")
     found = World(conn, keys, newer_keys, specs, mine, others, fresh, leases, other_leases)
@@ -193,8 +198,12 @@ def _ended(leases: list[Lease], *hows: Outcome) -> list[Finished]:
 
 
 def commit(world: World, conn: Connection) -> None:
+    """Of even users one source, of odd users the other: what others lock by source comes in another order."""
+    some = [
+        lease for lease in world.leases if lease.user_id % 2 == (lease.source_id > world.leases[0].source_id)
+    ]
     with transaction(conn):
-        turn.commit(conn, world.mine, _ended(world.leases, OK), Random(0))
+        turn.commit(conn, world.mine, _ended(some, OK), Random(0))
 
 
 def park(world: World, conn: Connection) -> None:
@@ -228,7 +237,7 @@ def renew(world: World, conn: Connection) -> None:
 
 def rescue(world: World, conn: Connection) -> None:
     with transaction(conn):
-        conn.execute(sql("rescue"))
+        fleet.rescue(conn)
 
 
 def promote(world: World, conn: Connection) -> None:
@@ -238,7 +247,7 @@ def promote(world: World, conn: Connection) -> None:
 
 def move_accounts(world: World, conn: Connection) -> None:
     with transaction(conn):
-        conn.execute(sql("move_accounts"), {"banned_after": BANNED_AFTER})
+        fleet.move_accounts(conn)
     with transaction(conn):
         conn.execute(sql("move_ready_tasks"), {"batch": world.first, "banned_after": BANNED_AFTER})
 
@@ -291,13 +300,17 @@ def purge(world: World, conn: Connection) -> None:
 
 
 def put_sources(world: World, conn: Connection) -> None:
-    for source in reversed(SOURCES):
-        put_source(conn, source, world.egresses[source][::-1])
+    with transaction(conn):
+        lock_sources(conn, SOURCES)
+        for source in SOURCES:
+            put_source(conn, source, world.egresses[source][::-1])
 
 
 def remove_egresses(world: World, conn: Connection) -> None:
-    for source in SOURCES:
-        put_source(conn, source, [])
+    with transaction(conn):
+        lock_sources(conn, SOURCES)
+        for source in SOURCES:
+            put_source(conn, source, [])
 
 
 def rotate_keys(world: World, conn: Connection) -> None:

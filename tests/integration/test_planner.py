@@ -30,7 +30,6 @@ from crawlfleet.planner import Selector, plan
 from crawlfleet.politeness import BANNED_AFTER
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.fleet import housekeep
-from crawlfleet.store.sources import put_source
 
 Connections = Callable[[], Connection]
 
@@ -232,7 +231,7 @@ def test_an_egress_added_later_moves_nobody(conn: Connection) -> None:
     declare_source(conn, first)
     add_accounts(conn, range(1, 11))
     plan_batch(conn)
-    put_source(conn, "shop", [first, egress("second", 40)])
+    declare_source(conn, first, egress("second", 40))
 
     plan_batch(conn)
     housekeep(conn)
@@ -245,7 +244,7 @@ def test_accounts_and_ready_tasks_leave_a_removed_egress(conn: Connection) -> No
     declare_source(conn, good, going)
     add_accounts(conn, range(1, 11))
     plan_batch(conn)
-    put_source(conn, "shop", [good])
+    declare_source(conn, good)
 
     housekeep(conn)
 
@@ -283,7 +282,7 @@ def test_a_crawl_that_is_under_way_finishes_at_its_removed_egress(conn: Connecti
     add_accounts(conn, [1])
     batch = plan_batch(conn)
     [lease] = take(conn, register_worker(conn, batch))
-    put_source(conn, "shop", [good])
+    declare_source(conn, good)
 
     housekeep(conn)
     assert egresses_of(conn, "task") == {1: "going"}

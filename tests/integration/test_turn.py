@@ -36,7 +36,6 @@ from crawlfleet.store import turn
 from crawlfleet.store.batches import results
 from crawlfleet.store.connection import Connection, is_refused_data, transaction
 from crawlfleet.store.fleet import housekeep
-from crawlfleet.store.sources import put_source
 from crawlfleet.store.turn import Finished, Identity, Row
 from crawlfleet.verdicts import OK, Outcome, interrupted
 from crawlfleet.worker import TRY_AGAIN
@@ -238,7 +237,7 @@ def test_a_lowered_cap_lets_the_surplus_finish_and_begins_nothing_new(conn: Conn
     batch = shop_batch(conn, users=10, cap=4)
     me = register_worker(conn, batch)
     leases = take(conn, me)
-    put_source(conn, "shop", [egress(cap=2, exit="shop-direct")])
+    declare_source(conn, egress(cap=2, exit="shop-direct"))
 
     for lease, left in zip(leases, [3, 2], strict=False):
         assert commit(conn, me, ended(lease)) == [ended(lease)]
@@ -252,11 +251,11 @@ def test_a_cap_of_zero_pauses_a_source(conn: Connection) -> None:
     batch = shop_batch(conn, users=10)
     me = register_worker(conn, batch)
     leases = take(conn, me)
-    put_source(conn, "shop", [egress(cap=0, exit="shop-direct")])
+    declare_source(conn, egress(cap=0, exit="shop-direct"))
     assert len(commit(conn, me, *map(ended, leases))) == 4
 
     assert take(conn, me) == []
-    put_source(conn, "shop", [egress(cap=3, exit="shop-direct")])
+    declare_source(conn, egress(cap=3, exit="shop-direct"))
     assert len(take(conn, me)) == 3
 
 
@@ -413,7 +412,11 @@ def test_a_crawl_that_did_not_end_ok_is_charged_and_tells_why(
 def test_an_interrupted_crawl_is_ready_again_at_the_next_housekeeping(conn: Connection) -> None:
     batch = shop_batch(conn, users=1)
     me = register_worker(conn, batch)
-    commit(conn, me, *[ended(lease, interrupted("Drained")) for lease in take(conn, me)])
+    commit(
+        conn,
+        me,
+        *[ended(lease, interrupted("Drained", "the worker had to stop")) for lease in take(conn, me)],
+    )
 
     assert housekeep(conn).promoted == 1
     assert task_states(conn, batch) == {1: "ready"}

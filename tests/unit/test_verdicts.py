@@ -66,7 +66,13 @@ def of(verdict: Verdict) -> Outcome:
         pytest.param(
             of(Verdict.BLOCKED), History(throttled_s=100), "dead", (0, 0), id="blocked-for-too-long"
         ),
-        pytest.param(interrupted("Drained"), History(9, 9, 999), "waiting", (0, 0), id="interrupted-is-free"),
+        pytest.param(
+            interrupted("Drained", "the worker had to stop"),
+            History(9, 9, 999),
+            "waiting",
+            (0, 0),
+            id="interrupted-is-free",
+        ),
     ],
 )
 def test_the_judge(outcome: Outcome, history: History, state: str, charged: tuple[int, int]) -> None:
@@ -76,7 +82,7 @@ def test_the_judge(outcome: Outcome, history: History, state: str, charged: tupl
 
 
 def test_an_interrupted_crawl_need_not_wait() -> None:
-    assert judged(interrupted("Drained")).delay_s == 0
+    assert judged(interrupted("Drained", "the worker had to stop")).delay_s == 0
 
 
 def test_retry_after_is_the_floor_of_a_throttled_task() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from crawlfleet.politeness import BANNED_AFTER
 from crawlfleet.store import batches
 from crawlfleet.store.batches import Batch, Counts, Failure, Wait
 from crawlfleet.store.connection import Connection
@@ -112,6 +113,8 @@ def _reason(wait: Wait) -> str:
         return f"{where} cools down, {duration(wait.cool_s)} left"
     if wait.cap == 0 and not wait.removed:
         return f"{where} is paused (maxConcurrent: 0)"
+    if wait.cuts_in_row >= BANNED_AFTER and not wait.removed:
+        return f"{where} is banned (cut {wait.cuts_in_row} times in a row)"
     if wait.silent:
         return f"{wait.silent} permits of {where} held by a lost worker"
     return ""

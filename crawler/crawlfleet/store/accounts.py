@@ -153,6 +153,7 @@ def set_state(
 
 def purge(conn: Connection, user_id: int) -> int | None:
     """Delete a user's items, accounts and what was kept of them: items deleted, None if a crawl is under way."""
+    set_state(conn, user_id, None, "disabled", "Purging")  # from here on no crawl begins
     with transaction(conn, long=True):
         if conn.execute(sql("holds_permit"), {"user": user_id}).fetchone() == (True,):
             return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from crawlfleet.errors import BadInput
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
 
@@ -40,6 +41,7 @@ class Wait:
     held: int
     cool_s: float
     removed: bool
+    cuts_in_row: int
     silent: int
 
 
@@ -109,7 +111,9 @@ def retry(conn: Connection, batch_id: int, verdict: str | None) -> int:
     Takes the lock that closing takes, so that a batch never closes over a task that was just revived.
     """
     with transaction(conn, long=True):
-        conn.execute(sql("lock_batch"), {"batch": batch_id})
+        found = conn.execute(sql("lock_batch"), {"batch": batch_id}).fetchone()
+        if found is None or found[1]:
+            raise BadInput("the batch is past its retention and being deleted; plan a new one")
         revived = conn.execute(sql("retry_dead"), {"batch": batch_id, "verdict": verdict}).rowcount
         if revived:
             conn.execute(sql("reopen_batch"), {"batch": batch_id})

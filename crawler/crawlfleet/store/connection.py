@@ -139,3 +139,13 @@ def is_refused_data(exc: psycopg.Error) -> bool:
 def first_line(exc: Exception) -> str:
     """An error's first line, for a log."""
     return str(exc).strip().split("\n", 1)[0]
+
+
+def check_durability(conn: Connection) -> None:
+    """Raise BadConfiguration if a crash of PostgreSQL could forget a commit: permits and lease ids would be given twice."""
+    setting = conn.execute("select current_setting('synchronous_commit')").fetchone()
+    if setting == ("off",):
+        raise BadConfiguration(
+            "the database has synchronous_commit = off: a crash would forget permits and hand out their numbers again;"
+            " switch it on for this database (alter database ... set synchronous_commit = on)"
+        )

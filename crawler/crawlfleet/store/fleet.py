@@ -126,9 +126,9 @@ def housekeep(conn: Connection) -> Chores:
     ticked = _chore(conn, _rows, "advance_tick", {})
     if ticked:
         conn.execute(sql("vacuum_permits"))
-    rescued = _chore(conn, _rows, "rescue", {})
+    rescued = _chore(conn, rescue)
     _chore(conn, _rows, "end_silent_workers", {})
-    _chore(conn, _rows, "move_accounts", banned)
+    _chore(conn, move_accounts)
     promoted = closed = 0
     for batch_id, stopped, count_due in conn.execute(sql("open_batches")).fetchall():
         batch = {"batch": batch_id}
@@ -138,11 +138,35 @@ def housekeep(conn: Connection) -> Chores:
             _chore(conn, _rows, "cancel_unbegun", batch)
         if count_due:
             _chore(conn, count_progress, batch_id)
-        closed += _chore(conn, close_batch, batch_id)
+        if not has_open_tasks(conn, batch_id):
+            closed += _chore(conn, close_batch, batch_id)
     _chore(conn, _rows, "forget_items", {})
     for (batch_id,) in conn.execute(sql("retired_batches")).fetchall():
         _chore(conn, delete_chunk, batch_id)
     return Chores(ticked > 0, rescued, promoted, closed)
+
+
+def is_housekeeping_due(conn: Connection, interval_s: float) -> bool:
+    """Whether this worker shall do a round now: one an interval for the whole fleet."""
+    return conn.execute(sql("claim_round"), {"seconds": interval_s}).fetchone() is not None
+
+
+def rescue(conn: Connection) -> int:
+    """Free the permits of lost workers and give their tasks back; how many."""
+    lost = conn.execute(sql("free_lost_permits")).fetchall()
+    if lost:
+        leases, batches, nos = zip(*lost, strict=True)
+        conn.execute(
+            sql("rescue_tasks"), {"leases": list(leases), "batches": list(batches), "nos": list(nos)}
+        )
+    return len(lost)
+
+
+def move_accounts(conn: Connection) -> int:
+    """Move accounts away from egresses that were removed or are banned; how many."""
+    banned = {"banned_after": BANNED_AFTER}
+    left = [egress_id for (egress_id,) in conn.execute(sql("left_egresses"), banned)]
+    return _rows(conn, "move_accounts", {"egresses": left} | banned) if left else 0
 
 
 def _chore(conn: Connection, do: Callable[..., int], *args: Any) -> int:
@@ -152,7 +176,7 @@ def _chore(conn: Connection, do: Callable[..., int], *args: Any) -> int:
     return 0
 
 
-def _rows(conn: Connection, statement: str, params: Mapping[str, int]) -> int:
+def _rows(conn: Connection, statement: str, params: Mapping[str, Any]) -> int:
     return conn.execute(sql(statement), params).rowcount
 
 
@@ -169,6 +193,11 @@ def recount(conn: Connection, batch_id: int) -> None:
     _chore(conn, count_progress, batch_id)
 
 
+def has_open_tasks(conn: Connection, batch_id: int) -> bool:
+    """Whether anything of the batch is ready, waiting or leased."""
+    return conn.execute(sql("has_open_tasks"), {"batch": batch_id}).fetchone() == (True,)
+
+
 def close_batch(conn: Connection, batch_id: int) -> int:
     """Close the batch if nothing of it is open; 1 if it was closed now.
 
@@ -177,7 +206,7 @@ def close_batch(conn: Connection, batch_id: int) -> int:
     state = conn.execute(sql("lock_batch"), {"batch": batch_id}).fetchone()
     if state is None or state[0] != "running":
         return 0
-    if conn.execute(sql("has_open_tasks"), {"batch": batch_id}).fetchone() == (True,):
+    if has_open_tasks(conn, batch_id):
         return 0
     count_progress(conn, batch_id)
     return conn.execute(sql("close_batch"), {"batch": batch_id}).rowcount
@@ -193,6 +222,5 @@ def delete_chunk(conn: Connection, batch_id: int) -> int:
         return 0
     deleted = conn.execute(sql("delete_tasks"), {"batch": batch_id}).rowcount
     if deleted == 0:
-        conn.execute(sql("delete_failures"), {"batch": batch_id})
         conn.execute(sql("delete_batch"), {"batch": batch_id})
     return deleted

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from crawlfleet.errors import BadInput
-from crawlfleet.store.connection import Connection, transaction
+from crawlfleet.store.connection import Connection
 from crawlfleet.store.queries import sql
 from crawlfleet.verdicts import Budgets
 
@@ -56,20 +56,27 @@ class EgressRow:
 def put_source(
     conn: Connection, name: str, egresses: Sequence[EgressSpec], *, retain_days: int | None = None
 ) -> int:
-    """Make the source, its egresses and permits so. Live at once, politeness state survives.
+    """Make the source, its egresses and permits so. Politeness state survives.
 
-    Items that did not change for `retain_days` are deleted; None keeps them.
+    The caller owns the transaction, and has begun it with `lock_sources`.
+    Items that the shop has not shown for `retain_days` are deleted; None keeps them.
     Raises BadInput if another source already goes out by one of these exits.
     """
-    with transaction(conn):
-        source_id = source_id_of(conn, name)
-        conn.execute(sql("retain_items"), {"source": source_id, "days": retain_days})
-        conn.execute(sql("remove_egresses"), {"source": source_id, "names": [e.name for e in egresses]})
-        for egress in egresses:
-            _refuse_shared_exit(conn, name, egress)
-            egress_id = _one(conn, "put_egress", asdict(egress) | {"source": source_id})
-            conn.execute(sql("add_permits"), {"egress": egress_id, "source": source_id, "cap": egress.cap})
+    source_id = source_id_of(conn, name)
+    conn.execute(sql("retain_items"), {"source": source_id, "days": retain_days})
+    conn.execute(sql("remove_egresses"), {"source": source_id})
+    for egress in egresses:
+        _refuse_shared_exit(conn, name, egress)
+        egress_id = _one(conn, "put_egress", asdict(egress) | {"source": source_id})
+        conn.execute(sql("add_permits"), {"egress": egress_id, "source": source_id, "cap": egress.cap})
     return source_id
+
+
+def lock_sources(conn: Connection, names: Collection[str]) -> None:
+    """Lock what `put_source` may change, before the first of several sources is put: sources, then egresses, in order."""
+    for name in sorted(names):
+        source_id_of(conn, name)
+    conn.execute(sql("lock_all_egresses"))
 
 
 def source_id_of(conn: Connection, name: str) -> int:

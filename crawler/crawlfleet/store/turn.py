@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from random import Random
 from typing import Any, NamedTuple
 
@@ -13,6 +12,11 @@ from crawlfleet.politeness import Change, Contender, Egress, Seen, after, is_tel
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.queries import sql
 from crawlfleet.verdicts import Decision, History, Outcome
+
+TIER_RANKS = 64
+"""Ranks of one tier (`plan_tasks`): 0..63 is HIGH, 64..127 MEDIUM, 128..191 LOW."""
+TIER_ENDS = (TIER_RANKS, 2 * TIER_RANKS, 3 * TIER_RANKS)
+MAX_RANK = TIER_ENDS[-1]
 
 
 class Row(NamedTuple):
@@ -37,7 +41,15 @@ class Lease:
     cut: int
     credentials: bytes | None
     generation: int | None
+    account_state: str | None
+    account_reason: str | None
     history: History
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any], history: Sequence[Any]) -> Lease:
+        """From the columns of `fill_permits` or `read_back`, and retries, crashes and seconds of throttling."""
+        values: list[Any] = [*row, History(*history)]
+        return cls(*values)
 
     def __repr__(self) -> str:
         return f"<Lease {self.lease_id}: task {self.task_no}, user {self.user_id}, permit {self.egress_id}/{self.no}>"
@@ -66,15 +78,13 @@ class Identity:
 
 @dataclass(frozen=True)
 class Room:
-    """One egress of the batch: permits open, and free among them."""
+    """One egress of the batch: permits open, free among them, and the rank of its best ready task."""
 
     egress_id: int
     source_id: int
-    cut: int
-    recovering: bool
     open: int
     free: int
-    has_ready: bool
+    head: int | None
 
 
 def commit(conn: Connection, me: Identity, finished: Sequence[Finished], random: Random) -> list[Finished]:
@@ -167,12 +177,15 @@ def _record_failures(conn: Connection, me: Identity, failed: Sequence[Finished])
 
 
 def _change_egresses(conn: Connection, ours: Sequence[Finished], random: Random) -> None:
-    """Tell the egresses what their crawls met. Successes only matter while an egress recovers (its cut is not 0)."""
-    seen = sorted(((f.lease.egress_id, _seen(f)) for f in ours), key=lambda pair: pair[0])
-    telling = {egress: [s for _, s in group] for egress, group in groupby(seen, key=lambda pair: pair[0])}
-    telling = {
-        e: crawls for e, crawls in telling.items() if any(is_telling(s, recovering=s.cut > 0) for s in crawls)
-    }
+    """Tell the egresses what their crawls met. Most crawls say nothing, and lock nothing."""
+    cut_before = sorted({f.lease.egress_id for f in ours if f.lease.cut > 0})
+    recovering = (
+        {e for (e,) in conn.execute(sql("recovering"), {"egresses": cut_before})} if cut_before else set()
+    )
+    telling: dict[int, list[Seen]] = {}
+    for f in ours:
+        if is_telling(seen := _seen(f), f.lease.egress_id in recovering):
+            telling.setdefault(f.lease.egress_id, []).append(seen)
     if not telling:
         return
     for row in conn.execute(sql("lock_egresses"), {"egresses": list(telling)}).fetchall():
@@ -239,6 +252,12 @@ def write_ahead(conn: Connection, me: Identity, lease: Lease, rows: Sequence[Row
     return True
 
 
+def reserve(conn: Connection, egress_id: int, cut: int) -> tuple[float, float] | None:
+    """Reserve one request's turn: (seconds to wait for it, seconds between two). None if the egress was cut since."""
+    row = conn.execute(sql("reserve"), {"egress": egress_id, "cut": cut}).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
 def take(conn: Connection, me: Identity, running: int) -> list[Lease]:
     """Fill free permits with the best ready tasks, as many as this worker has slots and its share allows.
 
@@ -248,15 +267,24 @@ def take(conn: Connection, me: Identity, running: int) -> list[Lease]:
     if slots is None or slots[0] <= running:
         return []
     rooms = [Room(*row) for row in conn.execute(sql("room"), {"batch": me.batch_id})]
-    wanted = [r for r in rooms if r.has_ready and r.free > 0]
+    wanted = sorted((r for r in rooms if r.head is not None and r.free > 0), key=lambda r: r.head or 0)
     if not wanted:
         return []
     contenders = [Contender(*row) for row in conn.execute(sql("contenders"), {"batch": me.batch_id})]
     taken: list[Lease] = []
-    for room in wanted:
+    for below, room in _in_order(wanted):
         allowed = _allowance(me, room, rooms, contenders, taken)
-        taken += _take_from(conn, me, room, min(allowed, slots[0] - running - len(taken)))
+        taken += _take_from(conn, me, room, below, min(allowed, slots[0] - running - len(taken)))
     return taken
+
+
+def _in_order(rooms: Sequence[Room]) -> list[tuple[int, Room]]:
+    """What to take, one after the other: (ranks below this, egress). Among several egresses the better tier goes first."""
+    if len(rooms) == 1:
+        return [(MAX_RANK, rooms[0])]
+    return [
+        (below, room) for below in TIER_ENDS for room in rooms if room.head is not None and room.head < below
+    ]
 
 
 def _allowance(
@@ -267,15 +295,16 @@ def _allowance(
     open_permits = sum(r.open for r in rooms if r.source_id == room.source_id)
     mine = next((c.held for c in here if c.worker_id == me.worker_id), 0)
     mine += sum(lease.source_id == room.source_id for lease in taken)
-    return min(room.free, share(me.worker_id, open_permits, here) - mine)
+    free = room.free - sum(lease.egress_id == room.egress_id for lease in taken)
+    return min(free, share(me.worker_id, open_permits, here) - mine)
 
 
-def _take_from(conn: Connection, me: Identity, room: Room, most: int) -> list[Lease]:
+def _take_from(conn: Connection, me: Identity, room: Room, below: int, most: int) -> list[Lease]:
     """Lock free permits first, then as many tasks; fill the one with the other."""
     if most <= 0:
         return []
     nos = [no for (no,) in conn.execute(sql("pick_permits", limit=most), {"egress": room.egress_id})]
-    where = {"batch": me.batch_id, "egress": room.egress_id, "shard": me.shard}
+    where = {"batch": me.batch_id, "egress": room.egress_id, "shard": me.shard, "below": below}
     tasks: list[Any] = []
     for statement in ("take_own", "take_any"):
         if len(tasks) < len(nos):
@@ -294,18 +323,11 @@ def _take_from(conn: Connection, me: Identity, room: Room, most: int) -> list[Le
             "users": [task[1] for task in tasks],
         },
     )
-    history = {task[0]: History(*task[2:]) for task in tasks}
-    return [
-        Lease(room.egress_id, no, lease, task, user, source, cut, secret, generation, history[task])
-        for no, lease, task, user, source, cut, secret, generation in filled
-    ]
+    history = {task_no: rest for task_no, _, *rest in tasks}
+    return [Lease.from_row((room.egress_id, *row), history[row[2]]) for row in filled]
 
 
 def read_back(conn: Connection, me: Identity) -> list[Lease]:
     """The leases that this registration really holds, after a reply was lost."""
     rows = conn.execute(sql("read_back"), {"worker": me.worker_id})
-    return [_lease([*row[:9], History(*row[9:])]) for row in rows]
-
-
-def _lease(values: list[Any]) -> Lease:
-    return Lease(*values)
+    return [Lease.from_row(row[:11], row[11:]) for row in rows]

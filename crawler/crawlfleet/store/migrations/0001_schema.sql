@@ -1,4 +1,4 @@
--- The whole state of a fleet. Hot tables (permit, task, worker, track) have fixed-width rows and no foreign keys.
+-- The whole state of a fleet. Hot tables (permit, task, track) have fixed-width rows and no foreign keys.
 
 create type batch_state as enum ('planning', 'running', 'closed');
 create type stop_mode as enum ('none', 'drain', 'cancel');
@@ -11,6 +11,7 @@ create table fleet (
     id boolean primary key default true check (id),
     tick bigint not null default 0,
     ticked_at timestamptz not null default now(),
+    housekept_at timestamptz not null default 'epoch',
     tick_ms integer not null default 5000 check (tick_ms > 0),
     expire_ticks integer not null default 6 check (expire_ticks >= 4),
     quarantine_ticks integer not null default 14 check (quarantine_ticks >= 0)
@@ -101,7 +102,6 @@ create table account (
     generation integer not null default 0,
     refresh_tries smallint not null default 0,
     refresh_lease bigint,
-    refresh_at timestamptz,
     primary key (source_id, user_id)
 );
 
@@ -121,6 +121,7 @@ create table track (
     egress_id smallint not null,
     primary key (source_id, user_id)
 ) with (fillfactor = 80);
+create index track_egress on track (egress_id);
 
 create table batch (
     batch_id integer generated always as identity primary key,
@@ -191,13 +192,14 @@ create table item (
     kind text not null,
     external_id text not null,
     fetched_at timestamptz not null,
+    seen_on date not null,
     hash bytea not null,
     body jsonb not null,
     primary key (user_id, source_id, kind, external_id)
 );
 
--- For "what changed since", and for forgetting what is older than the source's retention.
-create index item_fetched on item (source_id, fetched_at);
+-- For forgetting what the shop has not shown for the source's retention. (For "what changed since" make one of your own.)
+create index item_seen on item (source_id, seen_on);
 
 -- Counts by state and verdict, written by housekeeping, so that watching a batch never scans its tasks.
 create table progress (

@@ -22,7 +22,7 @@ set subscription = excluded.subscription, last_login_at = excluded.last_login_at
 -- name: renew_credentials
 update account a
 set credentials = w.credentials, imported = w.imported, generation = a.generation + 1, refresh_tries = 0,
-    refresh_lease = null, refresh_at = null, reason = case when a.state = 'auth' then null else a.reason end,
+    refresh_lease = null, reason = case when a.state = 'auth' then null else a.reason end,
     state = case when a.state = 'auth' then 'ok' else a.state end
 from unnest(%(users)s::bigint[], %(credentials)s::bytea[], %(imported)s::bytea[]) as w (user_id, credentials, imported)
 where a.source_id = %(source)s and a.user_id = w.user_id
@@ -43,7 +43,10 @@ where a.user_id = %(user)s order by s.name
 
 -- name: set_account_state
 -- Only a person enables an account that was parked.
-update account a set state = %(state)s::account_state, reason = %(reason)s, refresh_tries = 0, refresh_lease = null
+update account a
+set state = %(state)s::account_state, reason = %(reason)s,
+    refresh_tries = case when %(state)s::account_state = 'ok' then 0 else a.refresh_tries end,
+    refresh_lease = case when %(state)s::account_state = 'ok' then null else a.refresh_lease end
 from source s
 where s.source_id = a.source_id and a.user_id = %(user)s and (%(source)s::text is null or s.name = %(source)s)
 returning s.name
@@ -73,14 +76,14 @@ select credentials, generation, refresh_tries, refresh_lease from account where 
 -- Step 1 of the refresh protocol: nobody sends this generation's token before this is committed.
 -- `tries` is what the caller saw: of two that want it only one is answered.
 update account
-set refresh_tries = refresh_tries + 1, refresh_lease = %(lease)s, refresh_at = now()
+set refresh_tries = refresh_tries + 1, refresh_lease = %(lease)s
 where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s and refresh_tries = %(tries)s
 returning refresh_tries
 
 -- name: store_refresh
 -- Step 3: by compare-and-swap on the generation alone. A rescued worker's new token is still the only good one.
 update account
-set credentials = %(credentials)s, generation = generation + 1, refresh_tries = 0, refresh_lease = null, refresh_at = null
+set credentials = %(credentials)s, generation = generation + 1, refresh_tries = 0, refresh_lease = null
 where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s
 returning generation
 

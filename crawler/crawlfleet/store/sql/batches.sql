@@ -20,7 +20,9 @@ returning source_id
 with slot as materialized (
     select e.source_id, e.egress_id, row_number() over w - 1 as k, count(*) over (partition by e.source_id) as n
     from egress e, generate_series(1, greatest(e.cap, 1))
-    where not e.removed
+    where not e.removed and (e.cuts_in_row < %(banned_after)s or not exists (
+        select from egress g where g.source_id = e.source_id and not g.removed and g.cuts_in_row < %(banned_after)s
+    ))
     window w as (partition by e.source_id order by e.egress_id)
 ), fresh as (
     select a.source_id, a.user_id, row_number() over (partition by a.source_id order by a.user_id) as no
@@ -117,7 +119,7 @@ group by 1, 2, 3
 -- name: waits
 -- What an open batch waits for, in words for a person.
 select s.name, e.name, e.cap, open_permits(e), (select count(*) from permit p where p.egress_id = e.egress_id and p.lease_id is not null),
-    greatest(0, extract(epoch from e.cool_until - clock_timestamp()))::float8 as cool_s, e.removed,
+    greatest(0, extract(epoch from e.cool_until - clock_timestamp()))::float8 as cool_s, e.removed, e.cuts_in_row,
     (select count(*) from permit p, fleet f where p.egress_id = e.egress_id and p.lease_id is not null
         and f.tick - p.renewed_tick >= f.expire_ticks) as silent
 from batch_source b join egress e using (source_id) join source s using (source_id)

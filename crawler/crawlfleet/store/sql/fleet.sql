@@ -44,7 +44,7 @@ select b.state::text, b.stop::text, w.draining, w.ended_at is not null,
 from worker w join batch b using (batch_id) where w.worker_id = %(worker)s
 
 -- name: end_worker
--- The process says good-bye; its last turn has freed its permits.
+-- The process says good-bye. What it still holds (it had to stop itself) is rescued.
 update worker set ended_at = now() where worker_id = %(worker)s and ended_at is null
 
 -- name: bury_worker
@@ -56,6 +56,12 @@ from fleet f, (
     for update of h skip locked
 ) dead
 where p.egress_id = dead.egress_id and p.no = dead.no
+
+-- name: claim_round
+-- One round of chores an interval for the whole fleet, whoever asks first (or after the clock was set back).
+update fleet set housekept_at = clock_timestamp()
+where clock_timestamp() >= housekept_at + make_interval(secs => %(seconds)s::float8) or clock_timestamp() < housekept_at
+returning true
 
 -- name: try_housekeeping
 -- One housekeeper at a time, whoever it is; the lock dies with the transaction.
@@ -72,8 +78,8 @@ returning tick
 -- A few rows that are rewritten thousands of times a second: autovacuum comes too seldom. Outside a transaction.
 vacuum (skip_locked, truncate off) permit
 
--- name: rescue
--- Permits not renewed for expiry and quarantine: free them, charge the task a crash, or end it.
+-- name: free_lost_permits
+-- Permits not renewed for expiry and quarantine are free again; who held what goes to `rescue_tasks`.
 with lost as materialized (
     select p.egress_id, p.no, p.lease_id, p.batch_id, p.task_no
     from permit p, fleet f
@@ -85,10 +91,15 @@ with lost as materialized (
     set lease_id = null, worker_id = null, user_id = null, renewed_tick = null, cut = null, taken_at = null,
         batch_id = null, task_no = null
     from lost where p.egress_id = lost.egress_id and p.no = lost.no
-), told as (
+)
+select lease_id, batch_id, task_no from lost
+
+-- name: rescue_tasks
+-- The task of each lost permit is charged a crash and is ready again, or dead, or cancelled with its batch.
+with told as (
     insert into failure (lease_id, batch_id, task_no, verdict, reason, detail)
     select lease_id, batch_id, task_no, 'crashed', 'WorkerLost', 'the worker stopped renewing this crawl''s permit'
-    from lost
+    from unnest(%(leases)s::bigint[], %(batches)s::int[], %(nos)s::int[]) as l (lease_id, batch_id, task_no)
 )
 update task t
 set crashes = t.crashes + 1, verdict = 'crashed', run_after = null,
@@ -97,13 +108,12 @@ set crashes = t.crashes + 1, verdict = 'crashed', run_after = null,
     ), t.egress_id),
     state = case
         when b.stop <> 'none' then 'cancelled'
-        when t.crashes + 1 > (s.settings ->> 'crashed')::int then 'dead'
-        else 'ready'
+        when t.crashes < coalesce((s.settings ->> 'crashed')::int, 0) then 'ready'
+        else 'dead'
     end::task_state
-from lost, batch b, batch_source s
-where t.batch_id = lost.batch_id and t.task_no = lost.task_no and t.state = 'leased'
-    and b.batch_id = lost.batch_id and s.batch_id = lost.batch_id and s.source_id = t.source_id
-returning t.batch_id, t.task_no
+from unnest(%(batches)s::int[], %(nos)s::int[]) as l (batch_id, task_no), batch b, batch_source s
+where t.batch_id = l.batch_id and t.task_no = l.task_no and t.state = 'leased'
+    and b.batch_id = l.batch_id and s.batch_id = l.batch_id and s.source_id = t.source_id
 
 -- name: end_silent_workers
 -- A registration as silent as that holds nothing any more.
@@ -128,36 +138,42 @@ where t.batch_id = %(batch)s
         for update skip locked
     ))
 
+-- name: left_egresses
+-- Egresses that accounts have to leave, removed or cut again and again, where their source has a good one.
+select e.egress_id from egress e
+where (e.removed or e.cuts_in_row >= %(banned_after)s)
+    and exists (select from egress g where g.source_id = e.source_id and not g.removed and g.cuts_in_row < %(banned_after)s)
+    and exists (select from track k where k.egress_id = e.egress_id)
+
 -- name: move_accounts
--- Sticky until here: accounts of an egress that was removed, or cut again and again, move to a good one.
-with lost as materialized (
-    select e.egress_id, e.source_id from egress e
-    where (e.removed or e.cuts_in_row >= %(banned_after)s)
-        and exists (select from track k where k.egress_id = e.egress_id)
-), good as materialized (
+-- Sticky until here: the accounts of these egresses are spread over the good ones of their source, a chunk at a time.
+with good as materialized (
     select e.egress_id, e.source_id, row_number() over w - 1 as k, count(*) over (partition by e.source_id) as n
     from egress e, generate_series(1, greatest(e.cap, 1))
-    where not e.removed and e.cuts_in_row = 0 and e.source_id in (select source_id from lost)
+    where not e.removed and e.cuts_in_row < %(banned_after)s
     window w as (partition by e.source_id order by e.egress_id)
-), chosen as materialized (
-    select k.source_id, k.user_id, k.egress_id as old, row_number() over (partition by k.source_id order by k.user_id) as no
-    from track k join lost using (egress_id)
+), leaving as materialized (
+    select k.source_id, k.user_id from track k where k.egress_id = any(%(egresses)s::int[])
     order by k.source_id, k.user_id limit 5000
+    for no key update
+), chosen as materialized (
+    select source_id, user_id, row_number() over (partition by source_id order by user_id) as no from leaving
 )
 update track t set egress_id = g.egress_id
 from chosen c join good g on g.source_id = c.source_id and g.k = c.no %% g.n
-where t.source_id = c.source_id and t.user_id = c.user_id and t.egress_id = c.old
+where t.source_id = c.source_id and t.user_id = c.user_id
 
 -- name: move_ready_tasks
--- Ready tasks follow their account.
+-- Ready tasks follow their account. As an array, the egresses are known before any task is read: mostly there are none.
 update task t set egress_id = k.egress_id
 from track k
 where t.batch_id = %(batch)s and k.source_id = t.source_id and k.user_id = t.user_id
     and t.task_no = any(array(
         select r.task_no from task r join track a using (source_id, user_id)
-        join egress e on e.egress_id = r.egress_id
         where r.batch_id = %(batch)s and r.state = 'ready' and a.egress_id <> r.egress_id
-            and (e.removed or e.cuts_in_row >= %(banned_after)s)
+            and r.egress_id = any(array(
+                select egress_id from egress where removed or cuts_in_row >= %(banned_after)s
+            ))
         limit 5000
         for update of r skip locked
     ))
@@ -179,7 +195,7 @@ where batch_id = %(batch)s and task_no = any(array(
 
 -- name: lock_batch
 -- First half of closing and of retrying: whoever holds this row decides.
-select state::text, round from batch where batch_id = %(batch)s for no key update
+select state::text, coalesce(closed_at + make_interval(secs => retain_s) < now(), false) as retired from batch where batch_id = %(batch)s for no key update
 
 -- name: has_open_tasks
 -- Second half, a statement of its own: it must see what was committed while the lock was waited for.
@@ -201,13 +217,14 @@ select batch_id, source_id, state, verdict, count(*) from task where batch_id = 
 update batch set counted_at = clock_timestamp() where batch_id = %(batch)s
 
 -- name: forget_items
--- Personal data past its source's retention, a chunk at a time.
+-- Personal data that the shop has not shown for its source's retention, a chunk at a time; what a commit is at waits.
 delete from item i
 using (
     select o.user_id, o.source_id, o.kind, o.external_id
     from source s cross join lateral (
-        select * from item where source_id = s.source_id and fetched_at < now() - make_interval(days => s.retain_days)
-        order by fetched_at limit 5000
+        select * from item where source_id = s.source_id and seen_on < current_date - s.retain_days
+        order by seen_on limit 5000
+        for update skip locked
     ) o
     where s.retain_days is not null
 ) old
@@ -219,12 +236,13 @@ select batch_id from batch
 where state = 'closed' and retain_s is not null and closed_at + make_interval(secs => retain_s) < now()
 
 -- name: delete_tasks
-delete from task where batch_id = %(batch)s and task_no = any(array(
+-- A chunk, with the failures of its tasks.
+with chunk as materialized (
     select task_no from task where batch_id = %(batch)s order by task_no limit 5000
-))
-
--- name: delete_failures
-delete from failure where batch_id = %(batch)s
+), forgotten as (
+    delete from failure where batch_id = %(batch)s and task_no in (select task_no from chunk)
+)
+delete from task where batch_id = %(batch)s and task_no in (select task_no from chunk)
 
 -- name: delete_batch
 delete from batch where batch_id = %(batch)s

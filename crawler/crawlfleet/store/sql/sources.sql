@@ -17,25 +17,33 @@ select name from source order by name
 select s.name, e.name from egress e join source s using (source_id)
 where e.exit = %(exit)s and not e.removed and s.name <> %(name)s
 
+-- name: lock_all_egresses
+-- Before any of them is changed in the manifest's order: a commit that cuts two of them locks by id.
+select from egress order by egress_id for no key update
+
 -- name: put_egress
--- Live at once: cap and pace change under running crawls, politeness state stays.
-insert into egress (source_id, name, exit, proxy, cap, gap_us, cool_first_s, cool_longest_s)
+-- Live at once: cap and pace change under running crawls. Politeness state survives, unless it is another exit now.
+insert into egress as e (source_id, name, exit, proxy, cap, gap_us, cool_first_s, cool_longest_s)
 values (%(source)s, %(name)s, %(exit)s, %(proxy)s, %(cap)s, %(gap_us)s, %(cool_first_s)s, %(cool_longest_s)s)
 on conflict (source_id, name) do update
 set exit = excluded.exit, proxy = excluded.proxy, cap = excluded.cap, gap_us = excluded.gap_us,
-    cool_first_s = excluded.cool_first_s, cool_longest_s = excluded.cool_longest_s, removed = false
+    cool_first_s = excluded.cool_first_s, cool_longest_s = excluded.cool_longest_s, removed = false,
+    cuts_in_row = case when e.exit = excluded.exit then e.cuts_in_row else 0 end,
+    ramp = case when e.exit = excluded.exit then e.ramp end,
+    cool_until = case when e.exit = excluded.exit then e.cool_until else 'epoch' end
 returning egress_id
 
 -- name: add_permits
--- Rows up to the cap; a lowered cap keeps its rows, they are just not filled.
+-- Rows up to the cap; a lowered cap keeps its rows, they are just not filled. Rows that are there are not even
+-- tried: an insert would wait for the commit that is changing one, and that commit may wait for the egress.
 insert into permit (egress_id, no, source_id)
 select %(egress)s, no, %(source)s from generate_series(0, %(cap)s - 1) as no
-on conflict do nothing
+where not exists (select from permit p where p.egress_id = %(egress)s and p.no = no.no)
 
 -- name: remove_egresses
--- What the manifest no longer names: running crawls finish, housekeeping moves the accounts.
-update egress set removed = true, cap = 0
-where source_id = %(source)s and not (name = any(%(names)s::text[]))
+-- All of the source; those that the manifest names are put back in the same transaction, so that two may swap their exits.
+-- Of the others running crawls finish, and housekeeping moves the accounts.
+update egress set removed = true, cap = 0 where source_id = %(source)s
 
 -- name: egresses
 -- For a worker: how to get out.

@@ -42,11 +42,17 @@ select * from unnest(
 )
 
 -- name: learn_costs
--- The moving average of what an account's crawl takes; the newest weighs 0.3.
+-- The moving average of what an account's crawl takes; the newest weighs 0.3. Sorted, as everything that locks tracks.
+with seen as materialized (
+    select k.source_id, k.user_id, c.cost_ms
+    from unnest(%(sources)s::int[], %(users)s::bigint[], %(costs)s::int[]) as c (source_id, user_id, cost_ms)
+    join track k on k.source_id = c.source_id and k.user_id = c.user_id
+    order by k.source_id, k.user_id
+    for no key update of k
+)
 update track t
 set cost_ms = case when t.cost_ms is null then c.cost_ms else (0.7 * t.cost_ms + 0.3 * c.cost_ms)::int end
-from unnest(%(sources)s::int[], %(users)s::bigint[], %(costs)s::int[]) as c (source_id, user_id, cost_ms)
-where t.source_id = c.source_id and t.user_id = c.user_id
+from seen c where t.source_id = c.source_id and t.user_id = c.user_id
 
 -- name: park_accounts
 -- The shop refused these credentials: no crawl before they change. Sorted, since an import locks in the same order.
@@ -55,13 +61,17 @@ with refused as materialized (
     from unnest(%(sources)s::int[], %(users)s::bigint[], %(generations)s::int[], %(reasons)s::text[])
         as w (source_id, user_id, generation, reason)
     join account a on a.source_id = w.source_id and a.user_id = w.user_id
-    where a.generation = w.generation
+    where a.generation = w.generation and a.state = 'ok'
     order by a.source_id, a.user_id
     for no key update of a
 )
 update account a
 set state = 'auth', reason = r.reason
 from refused r where a.source_id = r.source_id and a.user_id = r.user_id
+
+-- name: recovering
+-- Egresses whose successes count.
+select egress_id from egress where egress_id = any(%(egresses)s::int[]) and ramp is not null
 
 -- name: lock_egresses
 -- The politeness of these egresses, to be changed by `politeness.after`.
@@ -81,16 +91,21 @@ set cut = %(cut)s, cuts_in_row = %(cuts_in_row)s, ramp = %(ramp)s, ramp_successe
 where egress_id = %(egress)s
 
 -- name: upsert_items
--- Sorted by key (two writers in one order never deadlock); what did not change is not written.
-insert into item as i (user_id, source_id, kind, external_id, fetched_at, hash, body)
-select w.user_id, w.source_id, w.kind, w.external_id, now(), w.hash, w.body
+-- Sorted by key (two writers in one order never deadlock); what did not change is written once a day (seen_on).
+insert into item as i (user_id, source_id, kind, external_id, fetched_at, seen_on, hash, body)
+select w.user_id, w.source_id, w.kind, w.external_id, now(), current_date, w.hash, w.body
 from unnest(
     %(users)s::bigint[], %(sources)s::int[], %(kinds)s::text[], %(ids)s::text[], %(hashes)s::bytea[], %(bodies)s::jsonb[]
 ) as w (user_id, source_id, kind, external_id, hash, body)
+where not exists (
+    select from item k
+    where k.user_id = w.user_id and k.source_id = w.source_id and k.kind = w.kind and k.external_id = w.external_id
+        and k.hash = w.hash and k.seen_on = current_date
+)
 order by 1, 2, 3, 4
 on conflict (user_id, source_id, kind, external_id) do update
-set fetched_at = excluded.fetched_at, hash = excluded.hash, body = excluded.body
-where i.hash <> excluded.hash
+set fetched_at = case when i.hash = excluded.hash then i.fetched_at else excluded.fetched_at end,
+    seen_on = excluded.seen_on, hash = excluded.hash, body = excluded.body
 
 -- name: hold_permit
 -- The fence of a write in the middle of a crawl.
@@ -99,14 +114,13 @@ where egress_id = %(egress)s and no = %(no)s and lease_id = %(lease)s and worker
 for share
 
 -- name: room
--- Per egress of the batch: what is open and free, and whether the batch has ready work there.
-select e.egress_id, e.source_id, e.cut, e.ramp is not null as recovering,
-    open_permits(e) as open,
+-- Per egress of the batch: what is open and free, and the rank of the best ready task there (null: none).
+select e.egress_id, e.source_id, open_permits(e) as open,
     (select count(*) from permit p where p.egress_id = e.egress_id and p.lease_id is null and p.no < open_permits(e)) as free,
     (
-        select true from task t where t.batch_id = %(batch)s and t.egress_id = e.egress_id and t.state = 'ready'
+        select t.rank from task t where t.batch_id = %(batch)s and t.egress_id = e.egress_id and t.state = 'ready'
         order by t.rank, t.shard, t.task_no limit 1
-    ) is not null as has_ready
+    ) as head
 from batch_source b join egress e using (source_id)
 where b.batch_id = %(batch)s
 
@@ -157,6 +171,7 @@ where batch_id = %(batch)s and task_no = any(array(
             where h.batch_id = %(batch)s and h.egress_id = %(egress)s and h.state = 'ready'
             order by h.rank, h.shard, h.task_no limit 1
         )
+        and t.rank < %(below)s
         and not exists (
             select from permit p where p.source_id = t.source_id and p.user_id = t.user_id and p.lease_id is not null
         )
@@ -171,7 +186,7 @@ returning task_no, user_id, retries, crashes,
 update task set state = 'leased'
 where batch_id = %(batch)s and task_no = any(array(
     select t.task_no from task t
-    where t.batch_id = %(batch)s and t.egress_id = %(egress)s and t.state = 'ready'
+    where t.batch_id = %(batch)s and t.egress_id = %(egress)s and t.state = 'ready' and t.rank < %(below)s
         and not exists (
             select from permit p where p.source_id = t.source_id and p.user_id = t.user_id and p.lease_id is not null
         )
@@ -191,16 +206,16 @@ with filled as (
     where p.egress_id = %(egress)s and p.no = w.no and e.egress_id = %(egress)s
     returning p.no, p.lease_id, p.task_no, p.user_id, p.source_id, p.cut
 )
-select filled.*, a.credentials, a.generation
+select filled.*, a.credentials, a.generation, a.state::text, a.reason
 from filled left join lateral (
-    select credentials, generation from account
+    select credentials, generation, state, reason from account
     where source_id = filled.source_id and user_id = filled.user_id offset 0
 ) a on true
 
 -- name: read_back
 -- After a lost reply: the leases this registration really holds.
 select p.egress_id, p.no, p.lease_id, p.task_no, p.user_id, p.source_id, p.cut, a.credentials, a.generation,
-    t.retries, t.crashes, coalesce(extract(epoch from now() - t.throttled_since), 0)::float8 as throttled_s
+    a.state::text, a.reason, t.retries, t.crashes, coalesce(extract(epoch from now() - t.throttled_since), 0)::float8 as throttled_s
 from permit p
 join task t on t.batch_id = p.batch_id and t.task_no = p.task_no
 left join account a on a.source_id = p.source_id and a.user_id = p.user_id
