@@ -23,7 +23,7 @@ from types import FrameType
 
 import psycopg
 
-from crawlfleet import metrics
+from crawlfleet import __version__, metrics
 from crawlfleet.crawl import Interrupted, boottime
 from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import BadConfiguration, DatabaseUnavailable, Verdict
@@ -91,7 +91,8 @@ class Worker:
         batch = batches.find(conn, self._settings.batch)
         if batch is None:
             raise BadConfiguration(
-                f"CRAWLFLEET_BATCH: there is no batch {self._settings.batch!r} in this database"
+                f"CRAWLFLEET_BATCH: there is no batch {self._settings.batch!r} in this database;"
+                " plan it first, or name another"
             )
         check_keys(conn, keys, batch.batch_id)
         exits = Exits(keys, batch.batch_id)
@@ -133,6 +134,7 @@ class Worker:
         for source in self._sources.values():
             metrics.declare_source(source.name)
         metrics.SLOTS.set(slots)
+        metrics.BUILD.labels(__version__).set(1)
         me = Identity(worker_id, batch.batch_id, ordinal % batch.workers)
         log.info("worker registered", extra={"worker": worker_id, "batch": batch.name, "shard": me.shard})
         log.info("metrics served", extra={"port": self._server.port})

@@ -38,10 +38,15 @@ def test_a_worker_that_comes_late_ends_with_0_at_once(fleet: Fleet) -> None:
 
 
 def test_two_workers_share_a_batch_and_crawl_each_account_once(fleet: Fleet) -> None:
-    fleet.noop(users=60, cap=20, duration_s=0.2)
+    fleet.noop(users=60, cap=20, duration_s=0.4)
     fleet.plan(workers=2)
-    fleet.run(workers=2, slots=20)
-    crawls = [len(worker.events("crawled")) for worker in fleet.workers]
+    fleet.conn.execute("update batch set suspended = true")
+    workers = [fleet.start(worker_id, slots=20) for worker_id in range(2)]
+    for worker in workers:
+        worker.registration()
+    fleet.conn.execute("update batch set suspended = false")
+    assert [worker.exit_code() for worker in workers] == [0, 0]
+    crawls = [len(worker.events("crawled")) for worker in workers]
     assert sum(crawls) == fleet.leases() == 60
     assert min(crawls) >= 15
 

@@ -46,18 +46,25 @@ def connect(url: str, name: str = "crawlfleet") -> Connection:
 
     BadConfiguration if this is no URL; without its text, which may hold a password.
     """
-    try:
-        conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        raise BadConfiguration(
-            "the database URL cannot be read; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
-        ) from None
+    _check_url(url)
     try:
         conn = psycopg.connect(url, application_name=name, **_OPTIONS)
         _prepare_if_direct(conn)
     except psycopg.OperationalError as exc:
         raise unavailable(exc) from exc
     return conn
+
+
+def _check_url(url: str) -> None:
+    try:
+        host = conninfo_to_dict(url).get("host") or ""
+    except psycopg.ProgrammingError:
+        host = "@"
+    if "@" in str(host):  # a password with an unquoted @: its rest would be shown as the host
+        raise BadConfiguration(
+            "the database URL cannot be read; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
+            " with special characters in it quoted (@ as %40)"
+        )
 
 
 def _prepare_if_direct(conn: Connection) -> None:
