@@ -46,8 +46,8 @@ from crawlfleet.store.fleet import Clock
 API = "crawlfleet.dev/v1alpha1"
 CALM = Clock(tick_s=0.5, expire_ticks=24, quarantine_ticks=4)
 """Nobody expires in such a test: a busy machine may stop a healthy worker for seconds."""
-HASTY = Clock(tick_s=0.25, expire_ticks=8, quarantine_ticks=2)
-"""A worker stops itself after 1.5 s without a renewal; its permits are free again after 2.5 s."""
+HASTY = Clock(tick_s=0.25, expire_ticks=12, quarantine_ticks=2)
+"""A worker stops itself after 2.5 s without a renewal; its permits are free again after 3.5 s."""
 PATIENCE_S = 60.0
 
 Found = TypeVar("Found")

@@ -243,6 +243,7 @@ class Storm:
             agreement=Agreement(malls_per_egress=SHOP_CAP, pace_per_s=self._rate),
             traps=Traps(slow_s=round(SHOP_CAP / self._rate / 4, 3)),  # a quarter of the crawls is at the shop
         )
+        self._killed: set[int] = set()  # users of the shop whose crawl was killed
         self._conn: Connection | None = None
         self._began_s = time.monotonic()
 
@@ -408,12 +409,14 @@ class Storm:
         process = self._crew.processes[ordinal]
         process.kill()
         process.wait()
-        held = self._rows(
+        rows = self._rows(
             "select p.user_id from permit p join worker w using (worker_id) join source s using (source_id)"
             " where w.pid = %s and s.name = 'shop' order by 1",
             process.pid,
         )
-        return f"worker {process.pid}, which held the shop's users {[user for (user,) in held]}"
+        held = [user_id for (user_id,) in rows]
+        self._killed.update(held)
+        return f"worker {process.pid}, which held the shop's users {held}"
 
     def _pause(self, least_s: float, most_s: float) -> str:
         ordinal = self._victim()
@@ -501,7 +504,7 @@ class Storm:
                 ok[source].add(user_id)
             elif source == "shop" and state == "dead" and history[-1:] == [("auth", "RefreshLost")]:
                 self.report.lost.append(user_id)
-                if ("crashed", "WorkerLost") not in history:
+                if user_id not in self._killed:
                     self._problem(f"user {user_id} of shop ended RefreshLost without a kill: {history}")
             else:
                 self._problem(f"user {user_id} of {source} ended {state}/{verdict}: {history}")

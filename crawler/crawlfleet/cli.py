@@ -1,6 +1,7 @@
 """The command line: which commands there are and what they take. What they do stands in `commands`.
 
-The commands, their options and exit codes are a contract (docs/command-line.md).
+The commands, their options and exit codes are a contract (docs/command-line.md). The function of a command is
+named here (`batches.status`) and imported when the command is given, so that none loads what others need.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from crawlfleet import __version__
-from crawlfleet.commands import accounts, batches, running, upkeep
 from crawlfleet.commands.place import Arguments, default_state_dir
 from crawlfleet.errors import INTERRUPTED, BadConfiguration, BadInput, CrawlfleetError, Verdict
 from crawlfleet.store.connection import unavailable
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors for people are one message on stderr."""
     arguments = _parser().parse_args(argv)
     try:
-        code: int = arguments.do(arguments)
+        code = function_of(arguments.do)(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,9 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CrawlfleetError, psycopg.Error, OSError) as exc:
         error = _for_people(exc)
         print(f"crawlfleet: {error}", file=sys.stderr)
-        is_pod = arguments.do is running.worker
+        is_pod = arguments.do == "pod.worker"
         return error.exit_code if is_pod or not isinstance(error, BadConfiguration) else BadInput.exit_code
     return code
+
+
+def function_of(name: str) -> Callable[[Arguments], int]:
+    """The function behind a command, such as `batches.status`."""
+    module, _, function = name.partition(".")
+    found: Callable[[Arguments], int] = getattr(import_module(f"crawlfleet.commands.{module}"), function)
+    return found
 
 
 def _for_people(exc: Exception) -> CrawlfleetError:
@@ -71,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: Commands) -> None:
-    run = _add(commands, "run", running.run, "run the batches of manifests on a local fleet, to the end")
+    run = _add(commands, "run", "run.run", "run the batches of manifests on a local fleet, to the end")
     run.epilog = (
         "Ctrl-C drains, twice stops at once; the same command resumes. Exit code: 0 every task ok, 3 ended with"
         " failures, 2 bad manifest or option, 130 interrupted, 1 anything else."
@@ -106,28 +114,30 @@ def _add_accounts(commands: Commands) -> None:
     verbs = commands.add_parser("accounts", help=about, description=about).add_subparsers(
         required=True, metavar="VERB"
     )
-    file = _add(verbs, "import", accounts.import_accounts, "insert or update the accounts of a file")
+    file = _add(verbs, "import", "accounts.import_accounts", "insert or update the accounts of a file")
     file.add_argument("file", metavar="FILE", help="NAME.jsonl, NAME.csv, or - for JSONL on stdin")
-    listing = _add(verbs, "list", accounts.list_accounts, "all accounts and their state")
+    listing = _add(verbs, "list", "accounts.list_accounts", "all accounts and their state")
     listing.add_argument(
         "--needs-attention", action="store_true", help="only those a person has to consent or log in for"
     )
-    _add_user(_add(verbs, "show", accounts.show, "one user's accounts"))
+    _add_user(_add(verbs, "show", "accounts.show", "one user's accounts"))
     for name, do, about in (
-        ("enable", accounts.enable, "crawl a user's accounts again"),
-        ("disable", accounts.disable, "leave a user's accounts out of new batches"),
+        ("enable", "accounts.enable", "crawl a user's accounts again"),
+        ("disable", "accounts.disable", "leave a user's accounts out of new batches"),
     ):
         verb = _add(verbs, name, do, about)
         _add_user(verb)
         verb.add_argument("--source", metavar="NAME", help="only at this source")
-    _add_user(_add(verbs, "purge", accounts.purge, "delete a user's accounts, items and snapshots"))
+    _add_user(_add(verbs, "purge", "accounts.purge", "delete a user's accounts, items and snapshots"))
 
 
 def _add_questions(commands: Commands) -> None:
-    status = _add(commands, "status", batches.status, "counts, rate, ETA and workers of a batch")
+    status = _add(commands, "status", "batches.status", "counts, rate, ETA and workers of a batch")
     status.add_argument("batch", nargs="?", metavar="BATCH", help="without it: the recent batches")
-    _add_user(_add(commands, "why", batches.why, "what a user's tasks did, and what they wait for"))
-    results = _add(commands, "results", batches.results, "the items of the accounts that ended ok in a batch")
+    _add_user(_add(commands, "why", "batches.why", "what a user's tasks did, and what they wait for"))
+    results = _add(
+        commands, "results", "batches.results", "the items of the accounts that ended ok in a batch"
+    )
     _add_batch(results)
     results.add_argument("--format", choices=["jsonl", "csv"], default="jsonl", help="default: jsonl")
     results.add_argument("--source", metavar="NAME", help="only of this source")
@@ -137,7 +147,7 @@ def _add_questions(commands: Commands) -> None:
 
 def _add_levers(commands: Commands) -> None:
     about = "let dead and cancelled tasks of a batch begin anew; a closed batch opens a new round"
-    retry = _add(commands, "retry", batches.retry, about)
+    retry = _add(commands, "retry", "batches.retry", about)
     _add_batch(retry)
     retry.add_argument(
         "--verdict",
@@ -145,21 +155,21 @@ def _add_levers(commands: Commands) -> None:
         help="only tasks that died of this",
     )
     about = "end a batch now: running crawls stop, what has not begun is cancelled"
-    _add_batch(_add(commands, "cancel", batches.cancel, about))
-    drain = _add(commands, "drain", batches.drain, "let one worker finish what it holds and end")
+    _add_batch(_add(commands, "cancel", "batches.cancel", about))
+    drain = _add(commands, "drain", "batches.drain", "let one worker finish what it holds and end")
     drain.add_argument("worker", type=_positive, metavar="WORKER", help="its number in `crawlfleet status`")
 
 
 def _add_worker(commands: Commands) -> None:
     about = "what a crawler pod runs; its settings come from the environment"
     worker = commands.add_parser("worker", help=about, description=about)
-    worker.set_defaults(do=running.worker)
+    worker.set_defaults(do="pod.worker")
 
 
 def _add_shops(commands: Commands) -> None:
     about = "serve the stand-in shop on loopback; writes its sellers' accounts to stdout"
     shops = commands.add_parser("shops", help=about, description=about)
-    shops.set_defaults(do=running.serve_shops)
+    shops.set_defaults(do="shops.serve_shops")
     shops.add_argument("--port", type=_positive, default=8024, help="default: %(default)s")
     shops.add_argument("--users", type=_number, default=100, help="sellers (default: %(default)s)")
     shops.add_argument(
@@ -171,26 +181,27 @@ def _add_shops(commands: Commands) -> None:
 
 
 def _add_upkeep(commands: Commands) -> None:
-    _add(commands, "migrate", upkeep.migrate, "bring the database's schema up to date")
-    _add(commands, "doctor", upkeep.doctor, "check database, schema, keys and sources")
+    _add(commands, "migrate", "upkeep.migrate", "bring the database's schema up to date")
+    _add(commands, "doctor", "upkeep.doctor", "check database, schema, keys and sources")
     about = "print the CustomResourceDefinitions, as YAML"
     crds = commands.add_parser("crds", help=about, description=about)
-    crds.set_defaults(do=upkeep.print_crds)
+    crds.set_defaults(do="upkeep.print_crds")
     about = "make and rotate the keys that credentials are sealed with"
     verbs = commands.add_parser("keys", help=about, description=about).add_subparsers(
         required=True, metavar="VERB"
     )
     about = "print a fresh key: a line for the key ring, whose first key seals"
     new = verbs.add_parser("new", help=about, description=about)
-    new.set_defaults(do=upkeep.new_key)
+    new.set_defaults(do="upkeep.new_key")
     _add(
-        verbs, "rotate", upkeep.rotate_keys, "seal everything with the first key of the ring; may be repeated"
+        verbs,
+        "rotate",
+        "upkeep.rotate_keys",
+        "seal everything with the first key of the ring; may be repeated",
     )
 
 
-def _add(
-    commands: Commands, name: str, do: Callable[[Arguments], int], about: str
-) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, do: str, about: str) -> argparse.ArgumentParser:
     """A command that works at a place: a database and a key ring."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
     parser.set_defaults(do=do)

@@ -34,6 +34,9 @@ KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
 REDACTED = "[secret]"
 SHORTEST_SECRET = 4
 
+_GIVE_ANEW = (
+    "if its key is lost, give the secret anew (account: purge and import it; proxy: apply its CrawlSource)"
+)
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 
 
@@ -100,7 +103,7 @@ class KeyRing:
         if cipher is None:
             raise BadConfiguration(
                 f"{context} is sealed with key {key_id!r}, which is not in the key ring {self.path};"
-                " add it there, or import the credentials again"
+                f" add it there; {_GIVE_ANEW}"
             )
         header = blob[:header_bytes]
         try:
@@ -108,7 +111,7 @@ class KeyRing:
         except InvalidTag:
             raise CrawlfleetError(
                 f"{context} cannot be opened with key {key_id!r} of {self.path}: the sealed value was changed or moved,"
-                " or that id once named another key; import the credentials again"
+                f" or that id once named another key; {_GIVE_ANEW}"
             ) from None
 
     def needs_reseal(self, blob: bytes) -> bool:

@@ -226,6 +226,15 @@ def test_accounts_are_spread_over_the_egresses_by_their_caps(conn: Connection) -
     assert len(planned(conn, batch)) == 40
 
 
+def test_accounts_that_come_one_by_one_are_spread_as_well(conn: Connection) -> None:
+    declare_source(conn, egress("small", 1), egress("large", 3))
+    for user in range(1, 9):
+        add_accounts(conn, [user])
+        plan_batch(conn)
+
+    assert Counter(egresses_of(conn).values()) == {"small": 2, "large": 6}
+
+
 def test_an_egress_added_later_moves_nobody(conn: Connection) -> None:
     first = egress("first", 4)
     declare_source(conn, first)

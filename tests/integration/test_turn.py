@@ -321,6 +321,45 @@ def test_a_worker_that_took_everything_alone_gives_half_back_as_its_crawls_end(c
     assert len(take(conn, other)) == 3
 
 
+# The pace.
+
+
+def test_requests_of_all_workers_leave_one_after_the_other(
+    conn: Connection, connections: Connections
+) -> None:
+    """Reserved on the egress's row: eight that ask at once get eight turns, half a minute apart."""
+    declare_source(conn, egress(gap_us=30_000_000))
+    egress_id = scalar(conn, "select egress_id from egress")
+
+    turns = together(*[partial(turn.reserve, connections(), egress_id, 0) for _ in range(8)])
+
+    waits = sorted(reserved[0] for reserved in turns if reserved)
+    assert [round(wait_s / 30) for wait_s in waits] == list(range(8))
+
+
+def test_an_egress_without_a_limit_has_no_pace(conn: Connection) -> None:
+    declare_source(conn, egress(gap_us=0))
+    egress_id = scalar(conn, "select egress_id from egress")
+
+    reserved = [turn.reserve(conn, egress_id, 0) for _ in range(3)]
+
+    assert [r and (r[0] <= 0, r[1]) for r in reserved] == [(True, 0)] * 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["update egress set cut = 1", "update egress set cool_until = clock_timestamp() + interval '1 min'"],
+    ids=["cut", "cooling"],
+)
+def test_no_request_leaves_by_an_egress_that_was_cut_since_its_crawl_began(
+    conn: Connection, change: LiteralString
+) -> None:
+    declare_source(conn)
+    conn.execute(change)
+
+    assert turn.reserve(conn, scalar(conn, "select egress_id from egress"), 0) is None
+
+
 # The order.
 
 

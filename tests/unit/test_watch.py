@@ -20,6 +20,7 @@ from crawlfleet.local.watch import (
     progress,
     waits_for,
 )
+from crawlfleet.politeness import BANNED_AFTER
 from crawlfleet.store.batches import Failure, Wait
 
 
@@ -39,6 +40,7 @@ def permits(**changed: Any) -> Wait:
         "held": 0,
         "cool_s": 0.0,
         "removed": False,
+        "cuts_in_row": 0,
         "silent": 0,
     }
     return Wait(**values | changed)
@@ -114,6 +116,12 @@ def test_duration(seconds: float, words: str) -> None:
         ),
         (tasks(waiting=2), [permits(cap=0, open=0)], None, "shop is paused (maxConcurrent: 0)"),
         (tasks(waiting=2), [permits(cap=0, open=0, removed=True)], None, "workers to begin"),
+        (
+            tasks(waiting=2),
+            [permits(cuts_in_row=BANNED_AFTER)],
+            None,
+            f"shop is banned (cut {BANNED_AFTER} times in a row)",
+        ),
         (tasks(waiting=2), [permits(held=2, silent=2)], None, "2 permits of shop held by a lost worker"),
         (
             tasks(waiting=2),

@@ -27,6 +27,7 @@ from crawlfleet.store import batches, fleet
 from crawlfleet.store.connection import Connection, connect, transaction
 
 LOOK_S = 0.25
+DRAINS = "running crawls to end (draining)"
 DRAINING = "draining: running crawls end, nothing new begins; Ctrl-C again stops at once"
 SHOP_DIED = "the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
 LOST = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable)
@@ -177,15 +178,15 @@ class _Watch:
         self._rate = Rate()
         self._conn: Connection | None = None
         self._said: set[str] = set()
+        self._drains = False
 
     def until_the_end(self, interrupt: Interrupt) -> None:
         """Until no worker lives and none has to be restarted."""
-        drained = False
         try:
             while self._fleet.is_needed():
                 self._look()
-                if interrupt.count and not drained:
-                    drained = True
+                if interrupt.count and not self._drains:
+                    self._drains = True
                     self._view.say(DRAINING)
                     self._fleet.drain()
                 time.sleep(LOOK_S)
@@ -214,8 +215,10 @@ class _Watch:
             self._conn = None
 
     def _see(self, conn: Connection) -> Look:
+        batch = _find(conn, self._uid)
+        if self._fleet.alive() == 0:  # nobody is left who counts
+            fleet.recount(conn, batch.batch_id)
         with transaction(conn):
-            batch = _find(conn, self._uid)
             p = progress(batches.counts(conn, batch.batch_id))
             waits = batches.waits(conn, batch.batch_id)
             next_retry_s = batches.next_retry_s(conn, batch.batch_id)
@@ -223,7 +226,7 @@ class _Watch:
             batch.name,
             p,
             rate=self._rate.add(time.monotonic(), p.ended),
-            waits_for=waits_for(p, waits, next_retry_s, batch.stop),
+            waits_for=DRAINS if self._drains else waits_for(p, waits, next_retry_s, batch.stop),
             workers=self._fleet.alive(),
             seconds=batch.seconds or 0.0,
         )

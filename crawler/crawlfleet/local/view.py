@@ -110,7 +110,7 @@ def _numbers(look: Look) -> Table:
         del cells["cancelled"]
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in cells:
-        table.add_column(name, justify="right", min_width=7)
+        table.add_column(name, justify="right", min_width=6)
     table.add_row(*cells.values())
     return table
 

@@ -16,16 +16,18 @@ select %(batch)s, source_id, %(settings)s from source where name = %(name)s
 returning source_id
 
 -- name: add_tracks
--- Accounts seen for the first time get their egress, spread by the egresses' caps.
+-- Accounts seen for the first time get their egress, spread by the egresses' caps, on from where the last plan ended:
+-- a few new sellers a night would otherwise all go to the first egress.
 with slot as materialized (
     select e.source_id, e.egress_id, row_number() over w - 1 as k, count(*) over (partition by e.source_id) as n
-    from egress e, generate_series(1, greatest(e.cap, 1))
+    from egress e, generate_series(1, greatest(e.cap, 1)) as no
     where not e.removed and (e.cuts_in_row < %(banned_after)s or not exists (
         select from egress g where g.source_id = e.source_id and not g.removed and g.cuts_in_row < %(banned_after)s
     ))
-    window w as (partition by e.source_id order by e.egress_id)
+    window w as (partition by e.source_id order by no, e.egress_id)
 ), fresh as (
-    select a.source_id, a.user_id, row_number() over (partition by a.source_id order by a.user_id) as no
+    select a.source_id, a.user_id, row_number() over (partition by a.source_id order by a.user_id)
+        + (select count(*) from track k where k.source_id = a.source_id) as no
     from account a
     where a.source_id in (select source_id from batch_source where batch_id = %(batch)s)
         and not exists (select from track k where k.source_id = a.source_id and k.user_id = a.user_id)

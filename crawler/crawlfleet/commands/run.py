@@ -1,36 +1,25 @@
-"""What runs until it is done: `run`, the pod's `worker`, and the stand-in `shops`."""
+"""`crawlfleet run`: bring what was given into a database, run its batches, tell how they ended."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
-import threading
 from contextlib import ExitStack, nullcontext
-from datetime import UTC, datetime
 
 from rich.console import Console
 
-from crawlfleet import apply, logs
+from crawlfleet import apply
 from crawlfleet.commands.accounts import import_file
 from crawlfleet.commands.place import Arguments, command_line, database, key_ring
-from crawlfleet.demo.config import ShopConfig
-from crawlfleet.demo.server import serve
-from crawlfleet.demo.tokens import demo_accounts
-from crawlfleet.demo.violations import Agreement
 from crawlfleet.documents import load
-from crawlfleet.errors import INTERRUPTED, BadInput, CrawlfleetError
+from crawlfleet.errors import INTERRUPTED, BadInput
 from crawlfleet.keys import check_keys
 from crawlfleet.local import shops
 from crawlfleet.local.run import Interrupt, LocalRun, exit_code, run_batches
 from crawlfleet.local.view import say
 from crawlfleet.manifests import Manifests
-from crawlfleet.settings import WorkerSettings
 from crawlfleet.sources import Adapter
 from crawlfleet.store.connection import connect
 from crawlfleet.store.migrations import check_schema
-from crawlfleet.worker import run_worker
 
 
 def run(arguments: Arguments) -> int:
@@ -118,31 +107,3 @@ def _tell_counters(console: Console, shop: shops.Shop | None) -> None:
             f"\nthe shop saw {requests} requests, at most {peak} at once, and {violations} violations:",
         )
         say(console, "  " + ", ".join(f"{name} {number}" for name, number in counted.items()))
-
-
-def worker(_: Arguments) -> int:
-    settings = WorkerSettings.from_environment(os.environ)
-    logs.set_up(as_json=settings.log_json)
-    return run_worker(settings)
-
-
-def serve_shops(arguments: Arguments) -> int:
-    config = ShopConfig(agreement=Agreement(malls_per_egress=arguments.cap, pace_per_s=arguments.pace))
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-
-    def ready(url: str) -> None:
-        for account in demo_accounts(arguments.users, config, datetime.now(UTC)):
-            print(json.dumps(account, ensure_ascii=False))
-        sys.stdout.flush()
-        print(f"stand-in shop: baseURL {url}/{{mall_id}}; Ctrl-C ends it", file=sys.stderr, flush=True)
-
-    try:
-        counted = serve(arguments.port, config, stop=ended, ready=ready)
-    except OSError as exc:
-        raise CrawlfleetError(
-            f"cannot listen on port {arguments.port}: {exc.strerror}; end what uses it or give --port"
-        ) from exc
-    print(json.dumps(counted.as_dict()), file=sys.stderr)
-    return 0

@@ -1,0 +1,16 @@
+"""What the containers of a pod run. Settings come from the environment, since a pod has no other options."""
+
+from __future__ import annotations
+
+import os
+
+from crawlfleet import logs
+from crawlfleet.commands.place import Arguments
+from crawlfleet.settings import WorkerSettings
+from crawlfleet.worker import run_worker
+
+
+def worker(_: Arguments) -> int:
+    settings = WorkerSettings.from_environment(os.environ)
+    logs.set_up(as_json=settings.log_json)
+    return run_worker(settings)
