@@ -197,8 +197,8 @@ def source(name: str = "noop", *, cap: int = 4, **spec: Any) -> dict[str, Any]:
 
 
 def batch(name: str = "nightly", sources: Sequence[str] = ("noop",), **spec: Any) -> dict[str, Any]:
-    """A CrawlBatch document."""
-    spec = {"sources": list(sources), **spec}
+    """A CrawlBatch document, for one worker unless `spec` says otherwise."""
+    spec = {"sources": list(sources), "workers": 1, **spec}
     return {"apiVersion": API, "kind": "CrawlBatch", "metadata": {"name": name}, "spec": spec}
 
 
@@ -229,13 +229,13 @@ def noop_run(
     selected: Mapping[str, Any] | None = None,
     items: int = 2,
     item_bytes: int = 0,
-    **spec: Any,
+    workers: int = 1,
 ) -> list[str | Path]:
     """The words of a run of `users` accounts that take so long and bring that many items each."""
     file = manifest(
         seat,
         source(cap=cap, options={"duration_s": duration_s, "items": items, "body_bytes": item_bytes}),
-        batch(name, users=dict(selected or {"all": True}), **spec),
+        batch(name, users=dict(selected or {"all": True}), workers=workers),
         name=f"{name}.yaml",
     )
     accounts = accounts_file(seat, *map(account_line, range(1, users + 1)))

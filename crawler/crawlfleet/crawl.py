@@ -190,6 +190,12 @@ class LiveCrawl:
     def _uninterrupted(
         self, post: Callable[[Credentials], Credentials], credentials: Credentials
     ) -> Credentials:
+        if (
+            self._ending is not None or self._clock() >= self._stop_at
+        ):  # paused since the intent, perhaps for long
+            raise Interrupted(
+                "NotSent", "the worker had to stop before the refresh was sent", never_sent=True
+            )
         self._refreshing_until = self._clock() + POST_S
         try:
             return post(credentials)
@@ -222,13 +228,19 @@ class LiveCrawl:
                 "DatabaseLost", "the request's turn could not be reserved", never_sent=True
             ) from exc
         if reserved is None:
-            raise Throttled(
-                "CoolingDown",
-                "the egress was cut while this crawl was under way",
-                account_only=True,
-                never_sent=True,
-            )
+            raise cooling_down()
         return reserved
+
+
+def cooling_down() -> Throttled:
+    """The egress was cut: nothing was asked of the shop, and only this crawl is delayed."""
+    return Throttled(
+        "CoolingDown",
+        "the egress was cut while this crawl was under way",
+        retry_after_s=0.0,
+        account_only=True,
+        never_sent=True,
+    )
 
 
 def encode(item: Item) -> Row:

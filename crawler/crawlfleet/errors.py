@@ -52,19 +52,27 @@ class CrawlEnded(Exception):
 
     `reason` is a short CamelCase word (it becomes a metric-safe, greppable cause); `detail` is one
     sentence for a person and must not hold a secret. `snapshot` is a redacted page or reply, only for `Bug`.
-    `never_sent` says that the request it is about did not reach the shop.
+    `never_sent` says that the request it is about did not reach the shop. `retry_after_s` is how long the shop
+    asked to wait: a floor, whatever the verdict.
     """
 
     verdict: Verdict
 
     def __init__(
-        self, reason: str, detail: str = "", *, snapshot: str | None = None, never_sent: bool = False
+        self,
+        reason: str,
+        detail: str = "",
+        *,
+        snapshot: str | None = None,
+        never_sent: bool = False,
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
         self.snapshot = snapshot
         self.never_sent = never_sent
+        self.retry_after_s = retry_after_s
 
 
 class Retry(CrawlEnded):
@@ -91,8 +99,7 @@ class Throttled(CrawlEnded):
         account_only: bool = False,
         never_sent: bool = False,
     ) -> None:
-        super().__init__(reason, detail, never_sent=never_sent)
-        self.retry_after_s = retry_after_s
+        super().__init__(reason, detail, never_sent=never_sent, retry_after_s=retry_after_s)
         self.account_only = account_only
 
 

@@ -37,7 +37,7 @@ from crawlfleet.store.connection import Connection, is_refused_data, transaction
 from crawlfleet.store.sources import EgressRow, Settings
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
 from crawlfleet.tokens import PendingStores, Tokens
-from crawlfleet.verdicts import OK, Outcome, interrupted, judge
+from crawlfleet.verdicts import OK, RETRY_FIRST_S, Outcome, interrupted, judge
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Slots:
             self.finished.put(self.judged(lease, Outcome.of(ended), lease.generation, ()))
             return
         except psycopg.Error:
-            outcome = interrupted("DatabaseLost", "the egress could not be read")
+            outcome = interrupted("DatabaseLost", "the egress could not be read", retry_after_s=RETRY_FIRST_S)
             self.finished.put(self.judged(lease, outcome, lease.generation, ()))
             return
         if self._leases.begin(crawl) > self._threads:
@@ -234,8 +234,14 @@ class Slots:
             return interrupted(ended.reason, ended.detail)
         except CrawlEnded as ended:
             return _redacted(Outcome.of(ended), crawl)
-        except psycopg.Error:  # an adapter has no database: it is ours
-            return interrupted("DatabaseLost", "the database could not be reached")
+        except (psycopg.OperationalError, psycopg.InterfaceError):  # an adapter has no database: it is ours
+            return interrupted(
+                "DatabaseLost", "the database could not be reached", retry_after_s=RETRY_FIRST_S
+            )
+        except psycopg.Error as exc:
+            return Outcome(
+                Verdict.CRASHED, "DatabaseRefused", f"PostgreSQL refused a write (SQLSTATE {exc.sqlstate})"
+            )
         except CrawlfleetError as exc:  # refreshed meanwhile by a worker with a key that we do not have
             return Outcome(Verdict.CRASHED, "CannotBeOpened", str(exc))
         except Exception as exc:

@@ -18,7 +18,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -31,6 +31,8 @@ from crawlfleet.store.accounts import Stored
 from crawlfleet.store.connection import Connection
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Credentials = dict[str, Any]
 Connections = Callable[[], AbstractContextManager[Connection]]
@@ -107,9 +109,7 @@ class Tokens:
             if stored.generation != self.generation:
                 return self._adopt(stored)
         if stored.refresh_tries >= MAX_TRIES:
-            raise AuthFailed(
-                "RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again"
-            )
+            raise _lost()
         if not self._intend(stored):
             raise Retry("RefreshContended", "another crawl began to refresh this account's tokens")
         return self._post_and_store(post, stored)
@@ -155,35 +155,48 @@ class Tokens:
         REFRESHES.labels(self._source, "rotated").inc()
 
     def _adopt_if_newer_or_raise(self, refused: AuthFailed, *, in_doubt: bool) -> None:
-        stored = self._read()
-        if stored.generation != self.generation:
+        """Write the refusal down at once: whatever becomes of this crawl, nobody sends that token again."""
+        ending = _lost() if in_doubt else refused
+        parked = self._persist(
+            lambda conn: accounts.park(conn, *self._account, self.generation, ending.reason)
+        )
+        if not parked and (stored := self._read()).generation != self.generation:
             return self._adopt(stored)
-        if in_doubt:
-            raise AuthFailed(
-                "RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again"
-            ) from refused
-        raise refused
+        raise ending
 
     def _end_try(self, stored: Stored, *, sent: bool) -> None:
         """This POST has ended and decided nothing. If it was sent, the next one is in doubt, but need not outwait it."""
         tries = 1 if sent else stored.refresh_tries
-        with self._connections() as conn:
-            accounts.end_try(conn, *self._account, self.generation, self._lease_id, tries)
+        self._persist(
+            lambda conn: accounts.end_try(conn, *self._account, self.generation, self._lease_id, tries)
+        )
 
     def _store(self, new: Credentials) -> None:
         """Store until it is stored: the reply exists only here, and no time limit is worth a seller's consent."""
         sealed = self._keys.seal(new, self._context)
-        while True:
-            try:
-                with self._connections() as conn:
-                    stored = accounts.store_refresh(conn, *self._account, self.generation, sealed)
-                break
-            except (psycopg.Error, PoolTimeout) as exc:
-                log.warning(
-                    "token not stored yet", extra={"user_id": self._account[1], "error": type(exc).__name__}
-                )
-                threading.Event().wait(STORE_AGAIN_S)
+        stored = self._persist(
+            lambda conn: accounts.store_refresh(conn, *self._account, self.generation, sealed)
+        )
         if stored:
             self.credentials, self.generation = new, self.generation + 1
         else:
             self._adopt(self._read())
+
+    def _persist(self, write: Callable[[Connection], T]) -> T:
+        """Write until it is written: what the shop has just told us is known only here."""
+        while True:
+            try:
+                with self._connections() as conn:
+                    return write(conn)
+            except (psycopg.Error, PoolTimeout) as exc:
+                log.warning(
+                    "token not stored yet",
+                    extra={"user_id": self._account[1], "error": type(exc).__name__},
+                )
+                threading.Event().wait(STORE_AGAIN_S)
+
+
+def _lost() -> AuthFailed:
+    return AuthFailed(
+        "RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again"
+    )

@@ -48,18 +48,19 @@ class Outcome:
     @classmethod
     def of(cls, ended: CrawlEnded) -> Outcome:
         """The outcome that an adapter raised."""
-        floor_s, account_only = (
-            (ended.retry_after_s, ended.account_only) if isinstance(ended, Throttled) else (0.0, False)
+        account_only = isinstance(ended, Throttled) and ended.account_only
+        return cls(
+            ended.verdict, ended.reason, ended.detail, ended.snapshot, ended.retry_after_s, account_only
         )
-        return cls(ended.verdict, ended.reason, ended.detail, ended.snapshot, floor_s, account_only)
 
 
 OK = Outcome(Verdict.OK)
 
 
-def interrupted(reason: str, why: str) -> Outcome:
+def interrupted(reason: str, why: str, *, retry_after_s: float = 0.0) -> Outcome:
     """The worker had to stop this crawl: it goes back to the queue and is charged nothing."""
-    return Outcome(Verdict.RETRY, reason, f"{why}; the crawl is not charged", charged=False)
+    detail = f"{why}; the crawl is not charged"
+    return Outcome(Verdict.RETRY, reason, detail, retry_after_s=retry_after_s, charged=False)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def judge(outcome: Outcome, history: History, budgets: Budgets, random: Random) 
         case Verdict.AUTH | Verdict.BUG:
             return Decision("dead")
         case _ if not outcome.charged:
-            return Decision("waiting")
+            return Decision("waiting", outcome.retry_after_s)
         case Verdict.RETRY if history.retries < budgets.retry:
-            return Decision("waiting", backoff_s(history.retries, random), retries=1)
+            delay_s = max(backoff_s(history.retries, random), outcome.retry_after_s)
+            return Decision("waiting", delay_s, retries=1)
         case Verdict.CRASHED if history.crashes < budgets.crashed:
             return Decision("waiting", backoff_s(history.crashes, random), crashes=1)
         case Verdict.THROTTLED | Verdict.BLOCKED:

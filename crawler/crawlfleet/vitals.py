@@ -15,7 +15,7 @@ from random import Random
 import psycopg
 
 from crawlfleet import metrics
-from crawlfleet.crawl import Interrupted
+from crawlfleet.crawl import Interrupted, cooling_down
 from crawlfleet.errors import DatabaseUnavailable
 from crawlfleet.leases import Leases
 from crawlfleet.slots import Exits, Source
@@ -137,6 +137,9 @@ class Vitals:
             self._leases.abort(Interrupted("Cancelled", "the batch was cancelled"))
         if before:
             self._count_cuts(before, control)
+        for crawl in self._leases.crawls():
+            if crawl.lease.cut < control.cuts.get(crawl.lease.egress_id, 0):
+                crawl.abort(cooling_down())  # some wait for a turn that was reserved before the cut
 
     def _count_cuts(self, before: Control, control: Control) -> None:
         for egress_id, cut in control.cuts.items():

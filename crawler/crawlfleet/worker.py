@@ -9,6 +9,7 @@ It decides nothing about tasks or egresses itself: `verdicts`, `politeness` and 
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import queue
@@ -57,6 +58,7 @@ POLL_S = (0.1, 1.0)
 STALLED_S = 60.0
 """A loop that did not turn for so long is not well: longer than any statement of a turn may take."""
 CRAWL_CONNECTIONS = 4
+_M_ARENA_MAX = -8  # glibc's malloc.h
 TRIES = 5
 TRY_AGAIN = ("40001", "40P01", "23505")
 """Another worker was at the same rows: a serialisation failure, a deadlock, the same account in two batches."""
@@ -218,7 +220,12 @@ class Worker:
                 self._reconcile(conn)
             with metrics.TURN.time():
                 self._turn(conn)
-        except (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable) as exc:
+        except (
+            psycopg.OperationalError,
+            psycopg.InterfaceError,
+            psycopg.InternalError,
+            DatabaseUnavailable,
+        ) as exc:
             metrics.DATABASE_ERRORS.labels("turn").inc()
             log.warning("turn failed, will reconnect", extra={"error": first_line(exc)})
             if conn is not None:
@@ -328,7 +335,7 @@ class Worker:
         status = outcome.verdict.value
         metrics.CRAWLS.labels(source, status).inc()
         metrics.CRAWL_SECONDS.labels(source, status).observe(finished.cost_ms / 1000)
-        if outcome.verdict is Verdict.THROTTLED and outcome.reason != "CoolingDown":
+        if outcome.verdict is Verdict.THROTTLED and outcome.reason not in ("CoolingDown", "AccountWaits"):
             metrics.THROTTLES.labels(source, "account" if outcome.account_only else "egress").inc()
         if finished.decision.state == "waiting":
             metrics.RETRIES.labels(source, status).inc()
@@ -353,7 +360,7 @@ class Worker:
                 try:
                     if fleet.is_housekeeping_due(connection(), pause_s / 2):
                         metrics.RESCUED.inc(fleet.housekeep(connection()).rescued)
-                except (psycopg.Error, DatabaseUnavailable) as exc:
+                except Exception as exc:  # whatever it is: without ticks and closing no batch ends
                     metrics.DATABASE_ERRORS.labels("housekeeping").inc()
                     log.warning("housekeeping failed", extra={"error": first_line(exc)})
                 self._chores_due.wait(pause_s * self._random.uniform(0.8, 1.0))
@@ -362,6 +369,7 @@ class Worker:
 
 def run_worker(settings: WorkerSettings) -> int:
     """What `crawlfleet worker` does: run until the batch is closed; SIGTERM drains."""
+    _share_heaps()
     worker = Worker(settings)
 
     def on_signal(_: int, __: FrameType | None) -> None:
@@ -370,6 +378,12 @@ def run_worker(settings: WorkerSettings) -> int:
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     return worker.run()
+
+
+def _share_heaps() -> None:
+    """Two heaps for all threads: glibc gives each its own, and each keeps what its largest page once took."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
 
 
 def _resident_mb() -> float:

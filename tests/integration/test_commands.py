@@ -301,7 +301,7 @@ class TestLevers:
     @pytest.fixture
     def run(self, seat: Seat) -> Running:
         """A run that would take an hour, with its four crawls under way."""
-        run = seat.start(*noop_run(seat, users=6, duration_s=3600), "-o", "json")
+        run = seat.start(*noop_run(seat, users=6, duration_s=3600, workers=2), "-o", "json")
         run.wait_for("4 running")
         until(lambda: seat.ok("status", "nightly").count("WORKER_ID") == 2, "both workers")
         return run
@@ -331,7 +331,7 @@ class TestLevers:
         assert run.process.poll() is None
 
     def test_a_drained_worker_ends_and_the_other_goes_on(self, seat: Seat) -> None:
-        run = seat.start(*noop_run(seat, users=24, duration_s=0.5))
+        run = seat.start(*noop_run(seat, users=24, duration_s=0.5, workers=2))
         until(lambda: seat.crawled("nightly") >= 4, "the first crawls")
         first = next(line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID 0 " in line)
 

@@ -78,7 +78,7 @@ def shop_documents(port: int, **spec: object) -> list[dict[str, object]]:
     url = f"http://127.0.0.1:{port}/{{mall_id}}"
     spec = {"requestsPerSecond": 100, **spec}
     shop = source("cafe24", cap=5, adapter="cafe24", baseURL=url, **spec)
-    return [shop, batch("local", ["cafe24"], users={"ids": list(range(1, USERS + 1))})]
+    return [shop, batch("local", ["cafe24"], users={"ids": list(range(1, USERS + 1))}, workers=2)]
 
 
 class TestToTheEnd:
@@ -199,7 +199,7 @@ def test_a_terminal_gets_a_living_picture(seat: Seat) -> None:
 class TestInterrupted:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_once_drains_and_the_printed_command_resumes(self, seat: Seat, number: signal.Signals) -> None:
-        run = seat.start(*noop_run(seat, users=16, duration_s=0.5))
+        run = seat.start(*noop_run(seat, users=16, duration_s=0.5, workers=2))
         until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
 
         run.signal(number)
@@ -259,7 +259,7 @@ class TestSuddenDeath:
     """kill -9 of each kind of process: nothing is left at the end, nothing lost, nothing doubled."""
 
     def test_of_the_run_itself(self, own_seat: Seat) -> None:
-        words = noop_run(own_seat, users=24, duration_s=0.5)
+        words = noop_run(own_seat, users=24, duration_s=0.5, workers=2)
         run = own_seat.start(*words)
         until(lambda: own_seat.crawled("nightly") >= 4, "the first crawls")
 
@@ -271,7 +271,7 @@ class TestSuddenDeath:
         assert keys_of(own_seat.items("nightly")) == two_items_each(24)
 
     def test_of_a_worker(self, seat: Seat) -> None:
-        run = seat.start(*noop_run(seat, users=24, duration_s=0.5))
+        run = seat.start(*noop_run(seat, users=24, duration_s=0.5, workers=2))
         until(lambda: seat.crawled("nightly") >= 4, "the first crawls")
 
         os.kill(seat.worker(0, run), signal.SIGKILL)

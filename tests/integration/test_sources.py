@@ -17,7 +17,7 @@ from builders import (
     take,
 )
 
-from crawlfleet.errors import BadConfiguration
+from crawlfleet.errors import BadConfiguration, Throttled
 from crawlfleet.store.accounts import purge, set_state
 from crawlfleet.store.connection import Connection, check_durability, connect, transaction
 from crawlfleet.store.fleet import housekeep
@@ -88,11 +88,32 @@ def test_another_exit_under_an_old_name_begins_without_its_cuts(conn: Connection
 
     declare_source(conn, egress("a", exit="two"))
 
-    assert conn.execute("select cuts_in_row, ramp, cool_until < now() from egress").fetchone() == (
-        0,
-        None,
-        True,
-    )
+    found = conn.execute("select cuts_in_row, ramp, cool_until < now() from egress where not removed")
+    assert found.fetchall() == [(0, None, True)]
+
+
+def test_a_renamed_egress_keeps_its_permits_and_its_cool_down(conn: Connection) -> None:
+    """It is the same exit: a new row would double its cap and forget a ban."""
+    me = register_worker(conn, shop_batch(conn, users=4, cap=3))
+    assert len(take(conn, me)) == 3
+    conn.execute("update egress set cool_until = now() + interval '1 hour'")
+
+    declare_source(conn, egress("main", cap=3, exit="shop-direct"))
+
+    assert conn.execute("select name, cool_until > now() from egress").fetchall() == [("main", True)]
+    assert scalar(conn, "select count(*) from permit") == 3
+
+
+def test_an_account_that_was_told_to_wait_waits_in_every_batch(conn: Connection) -> None:
+    first, second = register_worker(conn, shop_batch(conn, users=1)), register_worker(conn, plan_batch(conn))
+    [lease] = take(conn, first)
+    assert lease.wait_s is None
+    commit(conn, first, ended(lease, Throttled("CallLimit", retry_after_s=500, account_only=True)))
+
+    [lease] = take(conn, second)
+
+    assert lease.wait_s is not None
+    assert 490 < lease.wait_s <= 500
 
 
 def test_new_accounts_are_not_planned_through_a_banned_egress(conn: Connection) -> None:

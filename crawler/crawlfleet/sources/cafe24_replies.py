@@ -34,20 +34,18 @@ def classify(
         return None
     said = f"{call} was answered {status}{_error_code(body)}"
     hint_s = wait_hint_s(headers, now)
-    if status == 401:
-        return AuthFailed("AccessRefused", f"{said}; the seller must consent again")
-    if status == 403:
-        return _forbidden(said, headers, body)
+    if status in (401, 403):
+        return _refused(status, said, headers, body, hint_s or 0.0)
     if status == 429:
         return Throttled("CallLimit", said, retry_after_s=max(1.0, hint_s or 0.0), account_only=True)
     if status == 503 and hint_s is not None:
         return Throttled("Maintenance", said, retry_after_s=max(1.0, hint_s))
     if status == 408 or status >= 500:
-        return Retry("ServerError", said)
+        return Retry("ServerError", said, retry_after_s=hint_s or 0.0)
     if 300 <= status < 400:
         # An API has nothing to redirect to: a gateway or a maintenance page speaks. It passes, or the
         # attempts end; following it would carry the token to another host.
-        return Retry("Redirected", said)
+        return Retry("Redirected", said, retry_after_s=hint_s or 0.0)
     return Bug("Rejected" if status >= 400 else "UnexpectedReply", said, snapshot=redact(body))
 
 
@@ -98,12 +96,15 @@ def wait_hint_s(headers: Mapping[str, str], now: datetime) -> float | None:
     return max(known, default=None)
 
 
-def _forbidden(said: str, headers: Mapping[str, str], body: bytes) -> CrawlEnded:
-    """JSON comes from the API (a scope, or the app was removed); anything else from a wall before it."""
-    text = body.lstrip()
-    if text.startswith(b"{") or (not text and "json" in headers.get("Content-Type", "")):
-        return AuthFailed("ScopeMissing", f"{said}; the app lacks a scope or was removed from the mall")
-    return Blocked("BanPage", f"{said} by a page instead of the API")
+def _refused(status: int, said: str, headers: Mapping[str, str], body: bytes, hint_s: float) -> CrawlEnded:
+    """The API refuses with a JSON error; anything else is a wall before it, and no word about the seller."""
+    empty = not body.strip() and (status == 401 or "json" in headers.get("Content-Type", ""))
+    reply = _json_object(body) or {}
+    if not (empty or "error" in reply or "error_code" in reply):
+        return Blocked("BanPage", f"{said} by a page instead of the API", retry_after_s=hint_s)
+    if status == 401:
+        return AuthFailed("AccessRefused", f"{said}; the seller must consent again")
+    return AuthFailed("ScopeMissing", f"{said}; the app lacks a scope or was removed from the mall")
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

@@ -113,6 +113,13 @@ def store_refresh(
     return row is not None
 
 
+def park(conn: Connection, source_id: int, user_id: int, generation: int, reason: str) -> bool:
+    """The shop refused this generation: the account needs a person. False if newer credentials are there."""
+    refused = {"sources": [source_id], "users": [user_id], "generations": [generation], "reasons": [reason]}
+    with transaction(conn):
+        return conn.execute(sql("park_accounts"), refused).rowcount > 0
+
+
 def end_try(
     conn: Connection, source_id: int, user_id: int, generation: int, lease_id: int, tries: int
 ) -> None:

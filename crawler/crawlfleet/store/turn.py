@@ -43,6 +43,7 @@ class Lease:
     generation: int | None
     account_state: str | None
     account_reason: str | None
+    wait_s: float | None
     history: History
 
     @classmethod
@@ -98,6 +99,7 @@ def commit(conn: Connection, me: Identity, finished: Sequence[Finished], random:
         return []
     _finish_tasks(conn, me, ours)
     _learn_costs(conn, [f for f in ours if f.outcome.verdict is Verdict.OK])
+    _delay_accounts(conn, [f for f in ours if f.outcome.account_only and f.outcome.retry_after_s > 0])
     _park_accounts(conn, [f for f in ours if f.outcome.verdict is Verdict.AUTH])
     _change_egresses(conn, ours, random)
     write_items(conn, [(f.lease, f.rows) for f in ours])
@@ -141,6 +143,12 @@ def _finish_tasks(conn: Connection, me: Identity, ours: Sequence[Finished]) -> N
 def _learn_costs(conn: Connection, crawls: Sequence[Finished]) -> None:
     if crawls:
         conn.execute(sql("learn_costs"), _accounts(crawls) | {"costs": [f.cost_ms for f in crawls]})
+
+
+def _delay_accounts(conn: Connection, throttled: Sequence[Finished]) -> None:
+    if throttled:
+        waits = {"seconds": [f.outcome.retry_after_s for f in throttled]}
+        conn.execute(sql("delay_accounts"), _accounts(throttled) | waits)
 
 
 def _park_accounts(conn: Connection, refused: Sequence[Finished]) -> None:
@@ -330,4 +338,4 @@ def _take_from(conn: Connection, me: Identity, room: Room, below: int, most: int
 def read_back(conn: Connection, me: Identity) -> list[Lease]:
     """The leases that this registration really holds, after a reply was lost."""
     rows = conn.execute(sql("read_back"), {"worker": me.worker_id})
-    return [Lease.from_row(row[:11], row[11:]) for row in rows]
+    return [Lease.from_row(row[:12], row[12:]) for row in rows]

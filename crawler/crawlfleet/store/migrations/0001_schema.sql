@@ -47,9 +47,10 @@ create table egress (
     ramp_successes smallint not null default 0,
     suspects bigint[] not null default '{}',
     suspects_since timestamptz not null default 'epoch',
-    unique (source_id, name)
+    unique (source_id, exit)
 ) with (fillfactor = 50);
 create unique index egress_exit on egress (exit) where not removed;
+create unique index egress_name on egress (source_id, name) where not removed;
 
 -- How many permits of an egress may be filled now; a surplus that is held already finishes.
 create function open_permits(e egress) returns integer language sql stable
@@ -113,9 +114,10 @@ return case
     else 2
 end::smallint;
 
--- What crawling an account has taught: its egress (sticky) and what it costs.
+-- What crawling an account has taught: its egress (sticky), what it costs, and until when its shop asked to wait.
 create table track (
     user_id bigint not null,
+    not_before timestamptz,
     cost_ms integer,
     source_id smallint not null,
     egress_id smallint not null,

@@ -82,8 +82,11 @@ returning refresh_tries
 
 -- name: store_refresh
 -- Step 3: by compare-and-swap on the generation alone. A rescued worker's new token is still the only good one.
+-- If somebody parked the account over the old token meanwhile, it is well again.
 update account
-set credentials = %(credentials)s, generation = generation + 1, refresh_tries = 0, refresh_lease = null
+set credentials = %(credentials)s, generation = generation + 1, refresh_tries = 0, refresh_lease = null,
+    state = case when reason in ('RefreshLost', 'RefreshRefused') and state = 'auth' then 'ok' else state end,
+    reason = case when reason in ('RefreshLost', 'RefreshRefused') and state = 'auth' then null else reason end
 where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s
 returning generation
 

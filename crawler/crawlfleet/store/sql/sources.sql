@@ -22,15 +22,12 @@ where e.exit = %(exit)s and not e.removed and s.name <> %(name)s
 select from egress order by egress_id for no key update
 
 -- name: put_egress
--- Live at once: cap and pace change under running crawls. Politeness state survives, unless it is another exit now.
+-- Known by its exit: under another name it keeps its permits, pace and cool-down. Cap and pace change under running crawls.
 insert into egress as e (source_id, name, exit, proxy, cap, gap_us, cool_first_s, cool_longest_s)
 values (%(source)s, %(name)s, %(exit)s, %(proxy)s, %(cap)s, %(gap_us)s, %(cool_first_s)s, %(cool_longest_s)s)
-on conflict (source_id, name) do update
-set exit = excluded.exit, proxy = excluded.proxy, cap = excluded.cap, gap_us = excluded.gap_us,
-    cool_first_s = excluded.cool_first_s, cool_longest_s = excluded.cool_longest_s, removed = false,
-    cuts_in_row = case when e.exit = excluded.exit then e.cuts_in_row else 0 end,
-    ramp = case when e.exit = excluded.exit then e.ramp end,
-    cool_until = case when e.exit = excluded.exit then e.cool_until else 'epoch' end
+on conflict (source_id, exit) do update
+set name = excluded.name, proxy = excluded.proxy, cap = excluded.cap, gap_us = excluded.gap_us,
+    cool_first_s = excluded.cool_first_s, cool_longest_s = excluded.cool_longest_s, removed = false
 returning egress_id
 
 -- name: add_permits

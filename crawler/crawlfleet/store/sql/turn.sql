@@ -54,6 +54,18 @@ update track t
 set cost_ms = case when t.cost_ms is null then c.cost_ms else (0.7 * t.cost_ms + 0.3 * c.cost_ms)::int end
 from seen c where t.source_id = c.source_id and t.user_id = c.user_id
 
+-- name: delay_accounts
+-- The shop asked this account to wait, whatever batch asks next.
+with told as materialized (
+    select k.source_id, k.user_id, w.seconds
+    from unnest(%(sources)s::int[], %(users)s::bigint[], %(seconds)s::float8[]) as w (source_id, user_id, seconds)
+    join track k on k.source_id = w.source_id and k.user_id = w.user_id
+    order by k.source_id, k.user_id
+    for no key update of k
+)
+update track t set not_before = now() + make_interval(secs => told.seconds)
+from told where t.source_id = told.source_id and t.user_id = told.user_id
+
 -- name: park_accounts
 -- The shop refused these credentials: no crawl before they change. Sorted, since an import locks in the same order.
 with refused as materialized (
@@ -206,16 +218,20 @@ with filled as (
     where p.egress_id = %(egress)s and p.no = w.no and e.egress_id = %(egress)s
     returning p.no, p.lease_id, p.task_no, p.user_id, p.source_id, p.cut
 )
-select filled.*, a.credentials, a.generation, a.state::text, a.reason
+select filled.*, a.credentials, a.generation, a.state::text, a.reason, a.wait_s
 from filled left join lateral (
-    select credentials, generation, state, reason from account
+    select credentials, generation, state, reason, (
+        select extract(epoch from k.not_before - now()) from track k
+        where k.source_id = filled.source_id and k.user_id = filled.user_id
+    )::float8 as wait_s
+    from account
     where source_id = filled.source_id and user_id = filled.user_id offset 0
 ) a on true
 
 -- name: read_back
 -- After a lost reply: the leases this registration really holds.
 select p.egress_id, p.no, p.lease_id, p.task_no, p.user_id, p.source_id, p.cut, a.credentials, a.generation,
-    a.state::text, a.reason, t.retries, t.crashes, coalesce(extract(epoch from now() - t.throttled_since), 0)::float8 as throttled_s
+    a.state::text, a.reason, null::float8, t.retries, t.crashes, coalesce(extract(epoch from now() - t.throttled_since), 0)::float8 as throttled_s
 from permit p
 join task t on t.batch_id = p.batch_id and t.task_no = p.task_no
 left join account a on a.source_id = p.source_id and a.user_id = p.user_id
