@@ -201,7 +201,8 @@ class Fleet:
     def run(self, workers: int = 1, *, slots: int = 10, timeout_s: float = PATIENCE_S) -> None:
         """Start workers for `batch` and wait for all to end by themselves, which they do with 0."""
         started = [self.start(i, slots=slots) for i in range(workers)]
-        assert [worker.exit_code(timeout_s) for worker in started] == [0] * workers
+        for worker in started:
+            assert worker.exit_code(timeout_s) == 0, worker.text()[-3000:]
 
     def bury(self, worker: WorkerProcess) -> None:
         """Kill a worker; its permits are rescued at the next housekeeping, as a parent that saw it die has it."""

@@ -153,7 +153,7 @@ class LiveCrawl:
 
     def enforce(self) -> None:
         """End the crawl if a deadline has passed. Called by the watchdog, so that a blocked read ends too."""
-        now, refreshing_until = self._clock(), self._refreshing_until
+        now, ending, refreshing_until = self._clock(), self._ending, self._refreshing_until  # in this order
         if refreshing_until is not None:
             if now >= refreshing_until:
                 self._connections.shut()
@@ -164,7 +164,7 @@ class LiveCrawl:
             self.abort(
                 Retry("Deadline", f"the crawl took longer than its {limit_s:.0f} s (jobTimeoutSeconds)")
             )
-        elif self._ending is not None:
+        elif ending is not None:
             self._connections.shut()
 
     def abort(self, ending: CrawlEnded) -> None:
@@ -190,13 +190,12 @@ class LiveCrawl:
     def _uninterrupted(
         self, post: Callable[[Credentials], Credentials], credentials: Credentials
     ) -> Credentials:
-        if (
-            self._ending is not None or self._clock() >= self._stop_at
-        ):  # paused since the intent, perhaps for long
+        self._refreshing_until = self._clock() + POST_S  # before the question: `abort` asks the other way round
+        if self._ending is not None or self._clock() >= self._stop_at:  # paused since the intent, perhaps long
+            self._refreshing_until = None
             raise Interrupted(
                 "NotSent", "the worker had to stop before the refresh was sent", never_sent=True
             )
-        self._refreshing_until = self._clock() + POST_S
         try:
             return post(credentials)
         finally:

@@ -175,6 +175,8 @@ class Worker:
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         """Tokens that a shop has rotated are stored before the process goes, whatever it takes."""
         self._slots.close()
+        # Also those that the last turn began: from here on none begins a refresh that nobody would wait for.
+        self._leases.abort(Interrupted("WorkerEnds", "the worker ended"))
         self._slots.pending.wait_long()  # the watchdog still ends what takes too long
         self._vitals.done.set()
         self._chores_due.set()

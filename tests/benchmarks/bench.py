@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import clean_clone
 import even_load
@@ -39,6 +40,7 @@ CASES: dict[str, Callable[[Rig], list[Figure]]] = {
     "even-load": even_load.measure,
     "memory": memory.measure,
 }
+NOT_MEASURED = (CrawlfleetError, RuntimeError, CalledProcessError, psycopg.Error)
 
 _PAGE = """
 # Benchmarks
@@ -93,11 +95,16 @@ def main() -> int:
     return int(any(figure.holds is False for result in results for figure in result.figures))
 
 
+def _case(name: str) -> str:
+    if name not in CASES:
+        raise argparse.ArgumentTypeError(f"no case {name!r}; there are {', '.join(CASES)}")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description="measure crawlfleet on this machine")
-    parser.add_argument(
-        "cases", nargs="*", metavar="CASE", choices=[[], *CASES], help=", ".join(CASES) + "; default: all"
-    )
+    names = ", ".join(CASES)
+    parser.add_argument("cases", nargs="*", metavar="CASE", type=_case, help=f"{names}; default: all")
     parser.add_argument(
         "--clean-clone", action="store_true", help="also `make run` in a clean clone (builds a venv)"
     )
@@ -118,7 +125,7 @@ def _run(name: str, measure: Callable[[Rig], list[Figure]], rig: Rig) -> Result:
     began_s = time.monotonic()
     try:
         figures = measure(rig)
-    except (CrawlfleetError, RuntimeError, psycopg.Error) as exc:  # the other cases still tell something
+    except NOT_MEASURED as exc:  # the other cases still tell something
         figures = [Figure(f"{name} could not be measured", str(exc).replace("\n", " "), "", False)]
     return Result(name, figures, time.monotonic() - began_s, load, machine.Cpu.now().foreign_since(before))
 

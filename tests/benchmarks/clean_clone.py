@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -16,23 +14,24 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def measure(rig: Rig) -> list[Figure]:
-    """Clone what is committed, `make run` there, and look for the first crawl in the workers' logs."""
-    clone, state = rig.folder / "clone", rig.folder / "clone-state"
-    environment = {**os.environ, "XDG_STATE_HOME": str(state)}
-    with (rig.folder / "make-run.log").open("wb") as log:
-        began_s = time.monotonic()
-        subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
-        make = subprocess.Popen(
-            ["make", "run", f"CRAWLFLEET_STATE={state}"], cwd=clone, env=environment, stdout=log, stderr=log
-        )
-        await_that(lambda: make.poll() is not None or _has_crawled(state), 600, "the first crawl")
+    """Clone what is committed, do what `make run` does with a state folder of its own, look for the first crawl."""
+    clone, state, log = rig.folder / "clone", rig.folder / "clone-state", rig.folder / "make-run.log"
+    command = ".venv/bin/crawlfleet run --shops -f k8s/samples/local-batch.yaml --state-dir"
+    began_s = time.monotonic()
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(clone)], check=True)
+    with log.open("wb") as output:
+        subprocess.run(["make", "setup"], cwd=clone, stdout=output, stderr=output, check=True)
+        setup_s = time.monotonic() - began_s
+        run = subprocess.Popen([*command.split(), str(state)], cwd=clone, stdout=output, stderr=output)
+        await_that(lambda: run.poll() is not None or _has_crawled(state), 600, "the first crawl")
         took_s = time.monotonic() - began_s
-        if make.wait(300) != 0:
-            raise RuntimeError(
-                f"make run ended with {make.returncode}:\n{Path(log.name).read_text()[-2000:]}"
-            )
-    shutil.rmtree(clone)
-    return [at_most("clean clone to the first finished crawl", took_s, BAR_S, "s", "warm package caches")]
+    if run.wait(300) != 0:
+        raise RuntimeError(f"the run ended with {run.returncode}:\n{log.read_text()[-2000:]}")
+    return [
+        at_most(
+            "clean clone to the first finished crawl", took_s, BAR_S, "s", f"{setup_s:.0f} s for make setup"
+        )
+    ]
 
 
 def _has_crawled(state: Path) -> bool:

@@ -25,12 +25,13 @@ with slot as materialized (
         select from egress g where g.source_id = e.source_id and not g.removed and g.cuts_in_row < %(banned_after)s
     ))
     window w as (partition by e.source_id order by no, e.egress_id)
+), known as materialized (
+    select b.source_id, (select count(*) from track k where k.source_id = b.source_id) as tracks
+    from batch_source b where b.batch_id = %(batch)s
 ), fresh as (
-    select a.source_id, a.user_id, row_number() over (partition by a.source_id order by a.user_id)
-        + (select count(*) from track k where k.source_id = a.source_id) as no
-    from account a
-    where a.source_id in (select source_id from batch_source where batch_id = %(batch)s)
-        and not exists (select from track k where k.source_id = a.source_id and k.user_id = a.user_id)
+    select a.source_id, a.user_id, known.tracks + row_number() over (partition by a.source_id order by a.user_id) as no
+    from account a join known using (source_id)
+    where not exists (select from track k where k.source_id = a.source_id and k.user_id = a.user_id)
 )
 insert into track (source_id, user_id, egress_id)
 select f.source_id, f.user_id, s.egress_id
