@@ -69,7 +69,7 @@ LOOK_S = 0.05
 STUCK_S = 180.0
 """So long without a task that ends is a hung batch."""
 
-FAULTS = {"kill": 30, "pause": 14, "long pause": 12, "cut": 14, "lose": 12, "terminate": 18}
+FAULTS = {"kill": 30, "pause": 8, "long pause": 18, "cut": 14, "lose": 12, "terminate": 18}
 """What hits the fleet, by weight. The immediate stop of the database comes on top."""
 COMMITS = {
     "take": "nextval('lease_id')",

@@ -190,13 +190,13 @@ class LiveCrawl:
     def _uninterrupted(
         self, post: Callable[[Credentials], Credentials], credentials: Credentials
     ) -> Credentials:
-        self._refreshing_until = self._clock() + POST_S  # before the question: `abort` asks the other way round
-        if self._ending is not None or self._clock() >= self._stop_at:  # paused since the intent, perhaps long
-            self._refreshing_until = None
-            raise Interrupted(
-                "NotSent", "the worker had to stop before the refresh was sent", never_sent=True
-            )
+        self._refreshing_until = self._clock() + POST_S
         try:
+            # Asked after it was said, and `abort` the other way round: one of the two notices the other.
+            if self._ending is not None or self._clock() >= self._stop_at:
+                raise Interrupted(
+                    "NotSent", "the worker had to stop before the refresh was sent", never_sent=True
+                )
             return post(credentials)
         finally:
             self._refreshing_until = None

@@ -417,7 +417,10 @@ class TestFullDisk:
     def small_disk(self, bare_seat: Seat) -> Iterator[Seat]:
         """A seat whose state folder is a disk of its own, too small for a new PostgreSQL."""
         bare_seat.state_dir.mkdir()
-        _mount(bare_seat.state_dir, "size=24m,mode=0711")
+        try:
+            _mount(bare_seat.state_dir, "size=24m,mode=0711")
+        except subprocess.CalledProcessError:
+            pytest.skip("this root may not mount, as in a container")
         try:
             yield bare_seat
         finally:

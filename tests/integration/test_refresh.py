@@ -13,14 +13,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from builders import register_worker, take
 from fleet import CALM, HASTY, Fleet, WatchedShop, WorkerProcess, until
 from pg_proxy import PgProxy
 
-from crawlfleet.crawl import STALE_TURN_S
+from crawlfleet.crawl import STALE_TURN_S, Exit, Interrupted, LiveCrawl
 from crawlfleet.errors import AuthFailed, Retry, Throttled
 from crawlfleet.sources import Credentials
 from crawlfleet.store.accounts import intend_refresh, read_credentials
-from crawlfleet.store.connection import connect
+from crawlfleet.store.connection import Connection, connect
 from crawlfleet.tokens import POST_S, PendingStores, Tokens
 
 
@@ -59,13 +60,18 @@ class Seller:
         self.good = "t0"
         self.posts: list[str] = []
 
-    def crawl(self) -> Tokens:
-        """The tokens of a next crawl."""
+    def crawl(self, meanwhile: Callable[[], None] = lambda: None) -> Tokens:
+        """The tokens of a next crawl; `meanwhile` happens whenever it asks the database."""
+
+        def database() -> Connection:
+            meanwhile()
+            return connect(self._fleet.url, "test")
+
         self._lease_id += 1
         stored = read_credentials(self._fleet.conn, SOURCE_ID, USER_ID)
         assert stored is not None
         return Tokens(
-            lambda: connect(self._fleet.url, "test"),
+            database,
             self._fleet.keys,
             PendingStores(),
             source="noop",
@@ -211,6 +217,27 @@ def test_a_post_that_never_left_may_be_repeated_for_ever(seller: Seller) -> None
     for _ in range(5):
         with pytest.raises(Throttled):
             seller.crawl().refresh(_raise(Throttled("CoolingDown", never_sent=True)), seller.wait)
+    seller.crawl().refresh(seller.post, seller.wait)
+    assert (seller.stored(), seller.waited_s) == (("t1", 1), 0)
+
+
+def test_a_crawl_that_has_to_end_after_its_intent_does_not_post(seller: Seller, fleet: Fleet) -> None:
+    """Its process may be gone before the reply: nobody waits for a POST that begins so late."""
+    batch_id = fleet.plan()
+    [lease] = take(fleet.conn, register_worker(fleet.conn, batch_id))
+    crawl = LiveCrawl(
+        lease,
+        source="noop",
+        base_url=None,
+        tokens=seller.crawl(meanwhile=lambda: crawl.abort(Interrupted("RenewalLost"))),
+        way_out=Exit(lease.egress_id, SOURCE_ID, None),
+        database=lambda: connect(fleet.url, "test"),
+        timeout_s=60,
+        stop_at=float("inf"),
+    )
+    with pytest.raises(Interrupted, match="NotSent"):
+        crawl.refresh(seller.post)
+    assert seller.posts == []
     seller.crawl().refresh(seller.post, seller.wait)
     assert (seller.stored(), seller.waited_s) == (("t1", 1), 0)
 
