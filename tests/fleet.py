@@ -312,15 +312,15 @@ class Gate:
     arrived: int = 0
     _opened: threading.Event = field(default_factory=threading.Event)
 
-    def wait(self, arrived: int = 1) -> None:
+    def wait(self, arrived: int = 1, timeout_s: float = PATIENCE_S) -> None:
         """Wait until so many requests are held."""
-        until(lambda: self.arrived >= arrived, f"{arrived} requests at the gate")
+        until(lambda: self.arrived >= arrived, f"{arrived} requests at the gate", timeout_s)
 
     def open(self) -> None:
         self._opened.set()
 
     def hold(self) -> None:
-        self._opened.wait(PATIENCE_S * 2)
+        self._opened.wait(PATIENCE_S * 4)
 
 
 class _GatedShop(Cafe24Shop):
