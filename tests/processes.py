@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -30,7 +31,10 @@ class Watch:
     """Handles on processes, taken while they live, so that a reused number cannot mislead."""
 
     def __init__(self, *pids: int) -> None:
-        self._handles = {pid: os.pidfd_open(pid) for pid in pids}
+        self._handles: dict[int, int] = {}
+        for pid in pids:
+            with suppress(ProcessLookupError):  # a short-lived one has ended already
+                self._handles[pid] = os.pidfd_open(pid)
 
     def survivors(self, timeout_s: float = 30) -> set[int]:
         """Wait until all have ended; returns those that have not. Ends the watch."""

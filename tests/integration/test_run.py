@@ -324,9 +324,9 @@ class TestSuddenDeath:
 class TestTwoRuns:
     def test_they_share_the_server_of_one_state_folder(self, own_seat: Seat) -> None:
         """The second outlives the first, whose server it used: it starts it again."""
-        first = own_seat.start(*noop_run(own_seat, users=8, duration_s=0.3, name="first"))
+        first = own_seat.start(*noop_run(own_seat, users=8, duration_s=6, name="first"))
         until(lambda: own_seat.crawled("first") >= 1, "the first crawls")
-        second = own_seat.start(*noop_run(own_seat, users=24, duration_s=0.6, name="second"))
+        second = own_seat.start(*noop_run(own_seat, users=24, duration_s=1.5, name="second"))
 
         assert first.exit_code() == 0, first.said
         assert second.exit_code() == 0, second.said

@@ -83,7 +83,7 @@ def test_a_crawl_that_outlasts_the_drain_goes_back_to_the_queue_uncharged(fleet:
     assert worker.exit_code() == 75
     assert fleet.failures(1) == [("retry", "Drained")]
     assert fleet.scalar("select retries + crashes from task") == 0
-    assert fleet.count("waiting") == 1
+    assert fleet.count("waiting") + fleet.count("ready") == 1  # the housekeeper may have promoted it
 
 
 def test_drain_ends_one_worker_with_75_and_the_other_goes_on(fleet: Fleet) -> None:

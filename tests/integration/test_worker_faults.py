@@ -19,6 +19,10 @@ READ_BACK = (
     "select count(*) > 0 from pg_stat_activity where datname = current_database()"
     " and application_name = 'crawlfleet loop' and state = 'idle' and query = 'commit'"
 )
+WAITING = (
+    "create function wait() returns trigger language plpgsql as"
+    " $$ begin perform pg_advisory_xact_lock_shared(42); return null; end $$"
+)
 TERMINATE = (
     "select count(pg_terminate_backend(pid)) from pg_stat_activity"
     " where datname = current_database() and application_name like 'crawlfleet%%'"
@@ -185,6 +189,28 @@ def test_a_drained_worker_without_a_database_still_ends(hasty: Fleet, proxy: PgP
     assert worker.exit_code() == 74
 
 
+def test_a_crawl_whose_items_are_written_slowly_keeps_its_permit(hasty: Fleet) -> None:
+    """Renewing skips rows that a commit is freeing; one that is only being written for must not be skipped."""
+    with WatchedShop(orders_per_mall=600) as shop:
+        hasty.cafe24(shop, users=1)
+        hasty.plan()
+        hasty.conn.execute(WAITING)
+        hasty.conn.execute(
+            "create trigger slow before insert on item for each statement execute function wait()"
+        )
+        with hasty.locked("select pg_advisory_xact_lock(42)"):
+            worker = hasty.start()
+            until(hasty.blocked_backends, "a chunk to be written")
+            tick = hasty.scalar("select tick from fleet")
+            beyond = tick + HASTY.expire_ticks + HASTY.quarantine_ticks
+            until(
+                lambda: hasty.scalar("select tick from fleet") > beyond, "its permit to expire unless renewed"
+            )
+        assert worker.exit_code() == 0
+    assert hasty.leases() == 1
+    assert hasty.all_failures() == set()
+
+
 # Lost replies and cut connections.
 
 
@@ -264,10 +290,7 @@ def test_a_take_that_takes_effect_after_its_worker_gave_it_up_is_rescued(
 
 def _commit_slowly(fleet: Fleet, table: str) -> None:
     """Commits that wrote to `table` wait for the advisory lock 42."""
-    fleet.conn.execute(
-        "create function wait() returns trigger language plpgsql as"
-        " $$ begin perform pg_advisory_xact_lock_shared(42); return null; end $$"
-    )
+    fleet.conn.execute(WAITING)
     fleet.conn.execute(
         f"create constraint trigger slow after insert or update on {table} deferrable initially deferred"
         " for each row execute function wait()"

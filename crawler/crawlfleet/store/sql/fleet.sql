@@ -23,7 +23,7 @@ from fleet f, (
     select h.egress_id, h.no from unnest(%(egresses)s::int[], %(nos)s::int[], %(leases)s::bigint[]) as w (egress_id, no, lease_id)
     join permit h on h.egress_id = w.egress_id and h.no = w.no
     where h.lease_id = w.lease_id and h.worker_id = %(worker)s
-    for update of h skip locked
+    for no key update of h skip locked
 ) mine
 where p.egress_id = mine.egress_id and p.no = mine.no
 returning p.lease_id

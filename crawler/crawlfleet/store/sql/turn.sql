@@ -120,10 +120,10 @@ set fetched_at = case when i.hash = excluded.hash then i.fetched_at else exclude
     seen_on = excluded.seen_on, hash = excluded.hash, body = excluded.body
 
 -- name: hold_permit
--- The fence of a write in the middle of a crawl.
+-- The fence of a write in the middle of a crawl: keeps the permit from being freed, not from being renewed.
 select 1 from permit
 where egress_id = %(egress)s and no = %(no)s and lease_id = %(lease)s and worker_id = %(worker)s
-for share
+for key share
 
 -- name: room
 -- Per egress of the batch: what is open and free, and the rank of the best ready task there (null: none).
