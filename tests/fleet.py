@@ -113,11 +113,17 @@ class WorkerProcess:
         """Wait until it has registered; its worker_id."""
         return int(self.event("worker registered")["worker"])
 
-    def peak_rss_mb(self) -> float:
-        """The most memory it has used so far."""
-        status = Path("/proc", str(self.pid), "status").read_text()
-        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 1024
+    def peak_rss_mb(self, timeout_s: float = PATIENCE_S) -> float:
+        """Wait for its end; the most memory it used until shortly before."""
+        peaks = [0]
+
+        def ended() -> bool:
+            status = Path("/proc", str(self.pid), "status").read_text()  # there until it is reaped
+            peaks.extend(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+            return not self.is_alive()
+
+        until(ended, f"worker {self.pid} to end", timeout_s)
+        return max(peaks) / 1024
 
 
 class Fleet:
@@ -312,15 +318,15 @@ class Gate:
     arrived: int = 0
     _opened: threading.Event = field(default_factory=threading.Event)
 
-    def wait(self, arrived: int = 1, timeout_s: float = PATIENCE_S) -> None:
-        """Wait until so many requests are held."""
-        until(lambda: self.arrived >= arrived, f"{arrived} requests at the gate", timeout_s)
+    def wait(self, arrived: int = 1) -> None:
+        """Wait until so many requests are held. A client waits 30 s for its reply, so open the gate soon."""
+        until(lambda: self.arrived >= arrived, f"{arrived} requests at the gate")
 
     def open(self) -> None:
         self._opened.set()
 
     def hold(self) -> None:
-        self._opened.wait(PATIENCE_S * 4)
+        self._opened.wait(PATIENCE_S * 2)
 
 
 class _GatedShop(Cafe24Shop):
