@@ -227,7 +227,7 @@ class Fleet:
         return int(self.scalar("select count(*) from permit where lease_id is not null"))
 
     def leases(self) -> int:
-        """How many crawls were begun since the database was made."""
+        """How many crawls were begun since the database was made; turns that were rolled back count too."""
         return int(self.scalar("select case when is_called then last_value else 0 end from lease_id"))
 
     def tasks(self, batch: str = "batch") -> dict[int, tuple[str, str | None]]:
