@@ -27,7 +27,7 @@ from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
 from crawlfleet.store.sources import EgressSpec, Settings, lock_sources, put_source
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
-from crawlfleet.verdicts import OK, Outcome, judge
+from crawlfleet.verdicts import OK, History, Outcome, judge
 
 SETTINGS = Settings(
     adapter="noop", base_url=None, options={}, job_timeout_s=60, retry=3, crashed=1, throttled_s=600
@@ -117,9 +117,14 @@ def shop_batch(conn: Connection, users: int = 4, cap: int = 4, **fields: Any) ->
     return plan_batch(conn, **fields)
 
 
+def process(ordinal: int = 0) -> fleet.Process:
+    """A process that does not exist."""
+    return fleet.Process("test-host", "test-boot", 100_000 + ordinal)
+
+
 def register_worker(conn: Connection, batch_id: int, ordinal: int = 0, slots: int = 100) -> Identity:
-    """A registration of a process that does not exist; its shard is its ordinal."""
-    worker_id = fleet.register(conn, batch_id, ordinal, slots, "test-host", 100_000 + ordinal)
+    """A registration of `process(ordinal)`; its shard is its ordinal."""
+    worker_id = fleet.register(conn, batch_id, ordinal, slots, process(ordinal))
     assert worker_id is not None
     return Identity(worker_id, batch_id, ordinal)
 
@@ -127,6 +132,25 @@ def register_worker(conn: Connection, batch_id: int, ordinal: int = 0, slots: in
 def take(conn: Connection, me: Identity, running: int = 0) -> list[Lease]:
     with transaction(conn):
         return turn.take(conn, me, running)
+
+
+def lease(lease_id: int, source_id: int, user_id: int, credentials: bytes, generation: int) -> Lease:
+    """A lease that no permit knows, for what only asks whose it is."""
+    return Lease(
+        egress_id=1,
+        no=0,
+        lease_id=lease_id,
+        task_no=1,
+        user_id=user_id,
+        source_id=source_id,
+        cut=0,
+        credentials=credentials,
+        generation=generation,
+        account_state="ok",
+        account_reason=None,
+        wait_s=None,
+        history=History(),
+    )
 
 
 def ended(

@@ -23,6 +23,7 @@ class DirectCrawl:
         self.base_url = base_url
         self.credentials = credentials
         self.waits: list[float] = []
+        self.spared_s = 0.0
         self._now = now
         self._connections = Connections()
         self._session = open_session(self._connections, None)
@@ -33,6 +34,9 @@ class DirectCrawl:
     def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
         self._now += timedelta(seconds=seconds)
+
+    def spare_account(self, seconds: float) -> None:
+        self.spared_s = seconds
 
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         with verdicts(_go_on):

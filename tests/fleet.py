@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -215,7 +214,7 @@ class Fleet:
         worker.kill()
         batches = self.conn.execute("select batch_id from batch").fetchall()
         for (batch_id,) in batches:
-            fleet.bury_worker(self.conn, batch_id, socket.gethostname(), worker.pid)
+            fleet.bury_worker(self.conn, batch_id, fleet.Process.this().pid_space, worker.pid)
 
     # What became of it.
 

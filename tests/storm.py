@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -46,7 +45,7 @@ from crawlfleet.local.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.sources.cafe24_replies import TOKEN_PATH
 from crawlfleet.store.connection import Connection, connect
-from crawlfleet.store.fleet import Clock, bury_worker
+from crawlfleet.store.fleet import Clock, Process, bury_worker
 from crawlfleet.store.migrations import migrate
 
 SHOP_USERS, NOOP_USERS, BULK_USERS = 1000, 3960, 40
@@ -348,7 +347,7 @@ class Storm:
             buried = self._random.random() < 0.5
             if buried:  # what a parent that saw the death does; a lost node is found out by ticks
                 with suppress(psycopg.Error, DatabaseUnavailable):
-                    bury_worker(self._connection(), self._batch, socket.gethostname(), pid)
+                    bury_worker(self._connection(), self._batch, Process.this().pid_space, pid)
             self._tell(f"worker {pid} is gone" + (", buried" if buried else ""))
 
     def _look(self) -> tuple[int, bool]:

@@ -22,7 +22,7 @@ from psycopg_pool import PoolTimeout
 
 from crawlfleet.errors import Bug, CrawlEnded, Retry, Throttled, Verdict
 from crawlfleet.metrics import PACE_SECONDS
-from crawlfleet.sources import Credentials, Item
+from crawlfleet.sources import Adapter, Credentials, Item
 from crawlfleet.sources.http import (
     CONNECT_S,
     READ_S,
@@ -34,6 +34,7 @@ from crawlfleet.sources.http import (
 )
 from crawlfleet.store import turn
 from crawlfleet.store.connection import transaction
+from crawlfleet.store.sources import Settings
 from crawlfleet.store.turn import Lease, Row
 from crawlfleet.tokens import POST_S, Tokens
 from crawlfleet.tokens import Connections as Database
@@ -57,6 +58,16 @@ class Interrupted(CrawlEnded):
 
 
 @dataclass(frozen=True)
+class Source:
+    """A source of the batch: its settings and its adapter, built once."""
+
+    source_id: int
+    name: str
+    settings: Settings
+    adapter: Adapter
+
+
+@dataclass(frozen=True)
 class Exit:
     """How a crawl's requests leave: `proxy` is an opened URL, None for direct."""
 
@@ -71,26 +82,25 @@ class LiveCrawl:
     def __init__(
         self,
         lease: Lease,
-        *,
-        source: str,
-        base_url: str | None,
+        source: Source,
         tokens: Tokens,
         way_out: Exit,
         database: Database,
-        timeout_s: float,
+        *,
         stop_at: float,
         clock: Callable[[], float] = boottime,
     ) -> None:
         self.lease = lease
         self.user_id = lease.user_id
-        self.source = source
-        self.base_url = base_url
+        self.source = source.name
+        self.base_url = source.settings.base_url
+        self.account_wait_s = 0.0
         self.tokens = tokens
         self._exit = way_out
         self._database = database
         self._clock = clock
         self.began_at = clock()
-        self._deadline = self.began_at + timeout_s
+        self._deadline = self.began_at + source.settings.job_timeout_s
         self._stop_at = stop_at
         self._ending: CrawlEnded | None = None
         self._wake = threading.Event()
@@ -111,6 +121,9 @@ class LiveCrawl:
     def wait(self, seconds: float) -> None:
         self._wake.wait(max(0.0, seconds))
         self.check()
+
+    def spare_account(self, seconds: float) -> None:
+        self.account_wait_s = seconds
 
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         self.check()

@@ -6,10 +6,8 @@ there too (reserve). Nothing here does I/O.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from random import Random
 
 from crawlfleet.errors import Verdict
@@ -120,26 +118,41 @@ def _one_success(egress: Egress) -> Egress:
 
 @dataclass(frozen=True)
 class Contender:
-    """A live worker whose batch has ready work at a source."""
+    """A live worker whose batch has ready work at an egress; `held` are its permits there."""
 
     worker_id: int
     batch_id: int
-    source_id: int
+    egress_id: int
     free_slots: int
     held: int
 
 
-def share(me: int, open_permits: int, contenders: Sequence[Contender]) -> int:
-    """How many permits of one source worker `me` may hold now.
+def share(me: int, open_permits: int, contenders: Sequence[Contender], turn: int) -> int:
+    """How many permits of one egress worker `me` may hold now.
 
-    Batches share evenly, and so do the workers of a batch, rounded up. More than its part a worker holds only
-    while nobody else could use it: everyone else has its part, or no free slot.
+    Batches share evenly, and so do the workers of a batch. More than its part a worker holds only while nobody else
+    could use it: everyone else has its part, or no free slot. Where permits do not divide evenly, `turn` says
+    whose turn the odd ones are: whoever frees a permit takes it again in the same transaction, so without turns
+    two batches at one permit would crawl one after the other.
     """
-    batch_of = {c.worker_id: c.batch_id for c in contenders}
-    if me not in batch_of:
+    parts = _parts(open_permits, contenders, turn)
+    if me not in parts:
         return 0
-    batch_part = ceil(open_permits / len(set(batch_of.values())))
-    workers_of = Counter(batch_of.values())
-    part = {worker: ceil(batch_part / workers_of[batch]) for worker, batch in batch_of.items()}
-    hungry = any(c.worker_id != me and c.free_slots > 0 and c.held < part[c.worker_id] for c in contenders)
-    return part[me] if hungry else open_permits
+    hungry = any(c.worker_id != me and c.free_slots > 0 and c.held < parts[c.worker_id] for c in contenders)
+    return parts[me] if hungry else open_permits
+
+
+def _parts(open_permits: int, contenders: Sequence[Contender], turn: int) -> dict[int, int]:
+    """Worker → its part; together exactly `open_permits`."""
+    workers_of: dict[int, list[int]] = {}
+    for c in sorted(contenders, key=lambda c: (c.batch_id, c.worker_id)):
+        workers_of.setdefault(c.batch_id, []).append(c.worker_id)
+    parts: dict[int, int] = {}
+    for workers, part in zip(workers_of.values(), _divided(open_permits, len(workers_of), turn), strict=True):
+        parts |= zip(workers, _divided(part, len(workers), turn // len(workers_of)), strict=True)
+    return parts
+
+
+def _divided(permits: int, parts: int, turn: int) -> list[int]:
+    """As even as whole numbers can be; the odd ones go to the next with each turn."""
+    return [permits // parts + ((i + turn) % parts < permits % parts) for i in range(parts)]

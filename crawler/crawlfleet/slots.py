@@ -11,14 +11,14 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
 from crawlfleet import metrics
-from crawlfleet.crawl import Exit, Interrupted, LiveCrawl, encode
+from crawlfleet.crawl import Exit, Interrupted, LiveCrawl, Source, encode
 from crawlfleet.credentials import KeyRing, proxy_context, redact
 from crawlfleet.errors import (
     AuthFailed,
@@ -31,10 +31,10 @@ from crawlfleet.errors import (
     Verdict,
 )
 from crawlfleet.leases import Leases
-from crawlfleet.sources import Adapter, load_adapter
+from crawlfleet.sources import load_adapter
 from crawlfleet.store import sources, turn
 from crawlfleet.store.connection import Connection, is_refused_data, transaction
-from crawlfleet.store.sources import EgressRow, Settings
+from crawlfleet.store.sources import EgressRow
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
 from crawlfleet.tokens import PendingStores, Tokens
 from crawlfleet.verdicts import OK, RETRY_FIRST_S, Outcome, interrupted, judge
@@ -43,16 +43,6 @@ log = logging.getLogger(__name__)
 
 CHUNK_ROWS, CHUNK_BYTES = 500, 256 * 1024
 """Above either, items are written ahead of the crawl's completion."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source of the batch: its settings and its adapter, built once."""
-
-    source_id: int
-    name: str
-    settings: Settings
-    adapter: Adapter
 
 
 def batch_sources(conn: Connection, batch_id: int) -> dict[int, Source]:
@@ -145,17 +135,16 @@ class Slots:
         """Begin to crawl a lease; requests may be sent until `stop_at` (and longer, as it is renewed)."""
         try:
             crawl = self._open(lease, stop_at)
+        except Interrupted as ended:
+            outcome = interrupted(ended.reason, ended.detail, retry_after_s=ended.retry_after_s)
         except CrawlEnded as ended:
-            self.finished.put(self.judged(lease, Outcome.of(ended), lease.generation, ()))
-            return
+            outcome = Outcome.of(ended)
         except psycopg.Error:
             outcome = interrupted("DatabaseLost", "the egress could not be read", retry_after_s=RETRY_FIRST_S)
-            self.finished.put(self.judged(lease, outcome, lease.generation, ()))
+        else:
+            self._start(crawl)
             return
-        if self._leases.begin(crawl) > self._threads:
-            self._threads += 1
-            threading.Thread(target=self._slot, name=f"slot-{self._threads}", daemon=True).start()
-        self._to_crawl.put(crawl)
+        self.finished.put(self.judged(lease, outcome, lease.generation, ()))
 
     def close(self) -> None:
         """Let idle threads end."""
@@ -176,6 +165,12 @@ class Slots:
             finished.lease, Outcome.of(_bad_record(exc)), finished.generation, (), finished.cost_ms
         )
 
+    def _start(self, crawl: LiveCrawl) -> None:
+        if self._leases.begin(crawl) > self._threads:
+            self._threads += 1
+            threading.Thread(target=self._slot, name=f"slot-{self._threads}", daemon=True).start()
+        self._to_crawl.put(crawl)
+
     def _open(self, lease: Lease, stop_at: float) -> LiveCrawl:
         source = self._sources[lease.source_id]
         if lease.credentials is None or lease.generation is None:
@@ -183,31 +178,16 @@ class Slots:
         if lease.account_state != "ok":
             reason = lease.account_reason or "NeedsAttention"
             raise AuthFailed(reason, "the account was parked or disabled after the batch was planned")
+        if lease.wait_s is not None and lease.wait_s > 0:
+            why = "the shop asked this account to wait, in this batch or another"
+            raise Interrupted("AccountWaits", why, retry_after_s=lease.wait_s)
+        database = self._pool.connection
         try:
-            tokens = Tokens(
-                self._pool.connection,
-                self._keys,
-                self.pending,
-                source=source.name,
-                source_id=lease.source_id,
-                user_id=lease.user_id,
-                lease_id=lease.lease_id,
-                sealed=bytes(lease.credentials),
-                generation=lease.generation,
-            )
+            tokens = Tokens(database, self._keys, self.pending, source.name, lease)
         except CrawlfleetError as exc:  # not `auth`: our keys are at fault, not the seller's credentials
             raise Crashed("CannotBeOpened", str(exc)) from exc
-        return LiveCrawl(
-            lease,
-            source=source.name,
-            base_url=source.settings.base_url,
-            tokens=tokens,
-            way_out=self._exits.of(lease.egress_id, self._pool),
-            database=self._pool.connection,
-            timeout_s=source.settings.job_timeout_s,
-            stop_at=stop_at,
-            clock=self._clock,
-        )
+        way_out = self._exits.of(lease.egress_id, self._pool)
+        return LiveCrawl(lease, source, tokens, way_out, database, stop_at=stop_at, clock=self._clock)
 
     def _slot(self) -> None:
         while (crawl := self._to_crawl.get()) is not None:
@@ -223,7 +203,7 @@ class Slots:
             outcome = self._outcome(source, crawl, rows)
             crawl.close()
         cost_ms = max(1, round((self._clock() - crawl.began_at) * 1000))
-        kept = rows if outcome is OK else ()
+        kept = rows if outcome.verdict is Verdict.OK else ()
         return self.judged(crawl.lease, outcome, crawl.tokens.generation, kept, cost_ms)
 
     def _outcome(self, source: Source, crawl: LiveCrawl, rows: list[Row]) -> Outcome:
@@ -247,7 +227,7 @@ class Slots:
         except Exception as exc:
             log.error("adapter failed", extra={"user_id": crawl.user_id, "where": _where(exc)})
             return Outcome(Verdict.BUG, type(exc).__name__, "the adapter failed; the worker's log says where")
-        return OK
+        return replace(OK, retry_after_s=crawl.account_wait_s, account_only=True)
 
     def _collect(self, source: Source, crawl: LiveCrawl, rows: list[Row]) -> None:
         """Encode items as they come; above a chunk they are written ahead."""

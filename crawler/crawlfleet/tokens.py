@@ -29,6 +29,7 @@ from crawlfleet.metrics import REFRESHES
 from crawlfleet.store import accounts
 from crawlfleet.store.accounts import Stored
 from crawlfleet.store.connection import Connection
+from crawlfleet.store.turn import Lease
 
 log = logging.getLogger(__name__)
 
@@ -78,23 +79,21 @@ class Tokens:
         connections: Connections,
         keys: KeyRing,
         pending: PendingStores,
-        *,
         source: str,
-        source_id: int,
-        user_id: int,
-        lease_id: int,
-        sealed: bytes,
-        generation: int,
+        lease: Lease,
     ) -> None:
+        """Raises CrawlfleetError if the key ring does not open the lease's credentials."""
+        assert lease.credentials is not None
+        assert lease.generation is not None
         self._connections = connections
         self._keys = keys
         self._pending = pending
-        self._context = account_context(source, user_id)
+        self._context = account_context(source, lease.user_id)
         self._source = source
-        self._account = (source_id, user_id)
-        self._lease_id = lease_id
-        self.generation = generation
-        self.credentials: Credentials = keys.open(sealed, self._context)
+        self._account = (lease.source_id, lease.user_id)
+        self._lease_id = lease.lease_id
+        self.generation = lease.generation
+        self.credentials: Credentials = keys.open(bytes(lease.credentials), self._context)
 
     def refresh(self, post: Callable[[Credentials], Credentials], wait: Callable[[float], None]) -> None:
         """Rotate, or find that somebody else just has. `wait` sleeps, and ends the crawl if it has to stop.

@@ -15,10 +15,10 @@ from random import Random
 import psycopg
 
 from crawlfleet import metrics
-from crawlfleet.crawl import Interrupted, cooling_down
+from crawlfleet.crawl import Interrupted, Source, cooling_down
 from crawlfleet.errors import DatabaseUnavailable
 from crawlfleet.leases import Leases
-from crawlfleet.slots import Exits, Source
+from crawlfleet.slots import Exits
 from crawlfleet.store import fleet
 from crawlfleet.store.connection import Connection, Reconnecting, first_line
 from crawlfleet.store.fleet import Clock, Control
@@ -50,6 +50,7 @@ class Vitals:
         random: Random,
         renewed_at: float,
         wake: Callable[[], None],
+        is_full: Callable[[], bool],
         pending: PendingStores,
     ) -> None:
         self._worker_id = worker_id
@@ -60,6 +61,7 @@ class Vitals:
         self._clock = clock
         self._random = random
         self._wake = wake
+        self._is_full = is_full
         self._pending = pending
         self._renewed_at = renewed_at
         self._drain_until = float("inf")
@@ -118,7 +120,8 @@ class Vitals:
 
     def _renew(self, conn: Connection) -> None:
         sent_at = self._clock()
-        renewed = fleet.renew(conn, self._worker_id, self._leases.held())
+        is_full = self.hung or self._is_full()
+        renewed = fleet.renew(conn, self._worker_id, self._leases.held(), is_full=is_full)
         if renewed is None:
             self._lose("the registration was ended by the fleet")
             return

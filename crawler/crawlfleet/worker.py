@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import queue
 import random
 import resource
 import signal
-import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -125,12 +123,13 @@ class Worker:
             random=self._random,
             renewed_at=renewed_at,
             wake=self._wake,
+            is_full=self._is_full,
             pending=self._slots.pending,
         )
 
     def _register(self, conn: Connection, batch: Batch) -> Identity:
         slots, ordinal = self._settings.max_concurrent, self._settings.worker_id
-        worker_id = fleet.register(conn, batch.batch_id, ordinal, slots, socket.gethostname(), os.getpid())
+        worker_id = fleet.register(conn, batch.batch_id, ordinal, slots, fleet.Process.this())
         if worker_id is None:
             raise BadConfiguration(f"CRAWLFLEET_BATCH: batch {self._settings.batch!r} was deleted just now")
         for source in self._sources.values():
@@ -337,7 +336,7 @@ class Worker:
         status = outcome.verdict.value
         metrics.CRAWLS.labels(source, status).inc()
         metrics.CRAWL_SECONDS.labels(source, status).observe(finished.cost_ms / 1000)
-        if outcome.verdict is Verdict.THROTTLED and outcome.reason not in ("CoolingDown", "AccountWaits"):
+        if outcome.verdict is Verdict.THROTTLED and outcome.reason != "CoolingDown":
             metrics.THROTTLES.labels(source, "account" if outcome.account_only else "egress").inc()
         if finished.decision.state == "waiting":
             metrics.RETRIES.labels(source, status).inc()

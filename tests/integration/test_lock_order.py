@@ -24,6 +24,7 @@ from builders import (
     egress,
     ended,
     plan_batch,
+    process,
     register_worker,
     take,
     together,
@@ -273,7 +274,7 @@ def housekeep(world: World, conn: Connection) -> None:
 
 
 def bury(world: World, conn: Connection) -> None:
-    fleet.bury_worker(conn, world.first, "test-host", 100_000)
+    fleet.bury_worker(conn, world.first, process().pid_space, process().pid)
 
 
 def plan(world: World, conn: Connection) -> None:

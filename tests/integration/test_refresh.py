@@ -13,13 +13,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from builders import register_worker, take
+from builders import SETTINGS, lease, register_worker, take
 from fleet import CALM, HASTY, Fleet, WatchedShop, WorkerProcess, until
 from pg_proxy import PgProxy
 
-from crawlfleet.crawl import STALE_TURN_S, Exit, Interrupted, LiveCrawl
+from crawlfleet.crawl import STALE_TURN_S, Exit, Interrupted, LiveCrawl, Source
 from crawlfleet.errors import AuthFailed, Retry, Throttled
 from crawlfleet.sources import Credentials
+from crawlfleet.sources.noop import Noop
 from crawlfleet.store.accounts import intend_refresh, read_credentials
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.tokens import POST_S, PendingStores, Tokens
@@ -74,12 +75,8 @@ class Seller:
             database,
             self._fleet.keys,
             PendingStores(),
-            source="noop",
-            source_id=SOURCE_ID,
-            user_id=USER_ID,
-            lease_id=self._lease_id,
-            sealed=stored.credentials,
-            generation=stored.generation,
+            "noop",
+            lease(self._lease_id, SOURCE_ID, USER_ID, stored.credentials, stored.generation),
         )
 
     def post(self, credentials: Credentials) -> Credentials:
@@ -224,15 +221,13 @@ def test_a_post_that_never_left_may_be_repeated_for_ever(seller: Seller) -> None
 def test_a_crawl_that_has_to_end_after_its_intent_does_not_post(seller: Seller, fleet: Fleet) -> None:
     """Its process may be gone before the reply: nobody waits for a POST that begins so late."""
     batch_id = fleet.plan()
-    [lease] = take(fleet.conn, register_worker(fleet.conn, batch_id))
+    [taken] = take(fleet.conn, register_worker(fleet.conn, batch_id))
     crawl = LiveCrawl(
-        lease,
-        source="noop",
-        base_url=None,
-        tokens=seller.crawl(meanwhile=lambda: crawl.abort(Interrupted("RenewalLost"))),
-        way_out=Exit(lease.egress_id, SOURCE_ID, None),
-        database=lambda: connect(fleet.url, "test"),
-        timeout_s=60,
+        taken,
+        Source(SOURCE_ID, "noop", SETTINGS, Noop({})),
+        seller.crawl(meanwhile=lambda: crawl.abort(Interrupted("RenewalLost"))),
+        Exit(taken.egress_id, SOURCE_ID, None),
+        lambda: connect(fleet.url, "test"),
         stop_at=float("inf"),
     )
     with pytest.raises(Interrupted, match="NotSent"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +147,35 @@ def test_a_retry_after_is_waited_for(fleet: Fleet, shop: WatchedShop) -> None:
     assert fleet.all_failures() == {("throttled", "CallLimit")}
     assert shop.violations() == {}
     assert fleet.leases() == 20
+
+
+def test_a_retry_after_holds_in_other_batches_too(fleet: Fleet, shop: WatchedShop) -> None:
+    """Their crawls of that account are put off before they send anything, and are charged nothing."""
+    fleet.cafe24(shop, users=1)
+    fleet.plan("told")
+    fleet.plan("untold")
+    fleet.conn.execute("update track set not_before = now() + interval '2 s'")
+    wakes_at_s = time.monotonic() + 2
+    worker = fleet.start(CRAWLFLEET_BATCH="untold")
+    assert worker.exit_code() == 0
+    assert fleet.failures(1) == [("retry", "AccountWaits")]
+    assert min(seen.at_s for seen in shop.seen()) >= wakes_at_s
+    assert fleet.scalar("select max(retries) from task") == 0
+
+
+def test_a_crawl_that_ends_well_in_a_suspended_mall_puts_off_the_next_one(fleet: Fleet) -> None:
+    """Count and orders fill this mall's usage; the reply with the products is good, and says wait."""
+    with WatchedShop(usage_calls=2) as shop:
+        fleet.cafe24(shop, users=1)
+        fleet.plan()
+        fleet.run()
+        assert all_ok(fleet)
+        assert fleet.scalar("select not_before > now() from track")
+        fleet.plan("next")
+        assert fleet.start(CRAWLFLEET_BATCH="next").registration()
+        until(lambda: len(fleet.failures(1)) == 1, "the next crawl to be put off")
+        assert shop.violations() == {}
+    assert fleet.failures(1) == [("retry", "AccountWaits")]
 
 
 def test_a_remaining_block_of_a_mall_is_waited_out(fleet: Fleet) -> None:

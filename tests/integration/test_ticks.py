@@ -12,6 +12,7 @@ from builders import (
     ended,
     held,
     pass_ticks,
+    process,
     register_worker,
     scalar,
     shop_batch,
@@ -215,12 +216,14 @@ def test_a_worker_that_said_good_bye_is_over(conn: Connection) -> None:
 
 
 def test_a_worker_its_parent_saw_dying_is_rescued_without_quarantine(conn: Connection) -> None:
-    """Only that process: its neighbour on the same host goes on."""
+    """Only that process: its neighbour on the same host goes on, and its namesake of another boot."""
     batch = shop_batch(conn, users=4, workers=2)
     dead, alive = register_worker(conn, batch, 0, slots=2), register_worker(conn, batch, 1, slots=2)
     lost, kept = take(conn, dead), take(conn, alive)
 
-    bury_worker(conn, batch, "test-host", 100_000)
+    bury_worker(conn, batch, "another-boot", process(0).pid)
+    assert housekeep(conn).rescued == 0
+    bury_worker(conn, batch, process(0).pid_space, process(0).pid)
 
     assert housekeep(conn).rescued == 2
     states = task_states(conn, batch)

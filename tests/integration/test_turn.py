@@ -35,7 +35,7 @@ from crawlfleet.sources import Item
 from crawlfleet.store import turn
 from crawlfleet.store.batches import results
 from crawlfleet.store.connection import Connection, is_refused_data, transaction
-from crawlfleet.store.fleet import housekeep
+from crawlfleet.store.fleet import housekeep, renew
 from crawlfleet.store.turn import Finished, Identity, Row
 from crawlfleet.verdicts import OK, Outcome, interrupted
 from crawlfleet.worker import TRY_AGAIN
@@ -319,6 +319,46 @@ def test_a_worker_that_took_everything_alone_gives_half_back_as_its_crawls_end(c
     commit(conn, one, *map(ended, leases))
     assert len(take(conn, one)) == 3
     assert len(take(conn, other)) == 3
+
+
+def test_a_single_permit_goes_from_batch_to_batch(conn: Connection) -> None:
+    """Whoever frees it could take it again in the same transaction, for ever."""
+    first, second = shop_batch(conn, users=50, cap=1), plan_batch(conn)
+    workers = [register_worker(conn, first), register_worker(conn, second)]
+    holders = []
+
+    for _ in range(6):
+        pass_ticks(conn, turn.TURN_TICKS)
+        conn.execute("update worker set renewed_tick = tick from fleet")
+        for me in workers:
+            for lease in take(conn, me):
+                holders.append(me.batch_id)
+                commit(conn, me, ended(lease))
+
+    assert holders == [first, second] * 3 or holders == [second, first] * 3
+
+
+def test_a_batch_that_waits_for_a_closed_egress_leaves_the_open_ones_to_others(conn: Connection) -> None:
+    declare_source(conn, egress("open", cap=4), egress("closed", cap=4))
+    add_accounts(conn, range(1, 41))
+    batch, waiting = plan_batch(conn), plan_batch(conn)
+    conn.execute("update egress set cool_until = now() + interval '1 hour' where name = 'closed'")
+    conn.execute(
+        "delete from task where batch_id = %s and egress_id = (select egress_id from egress where name = 'open')",
+        (waiting,),
+    )
+    me, other = register_worker(conn, batch), register_worker(conn, waiting)
+
+    assert len(take(conn, me)) == 4
+    assert take(conn, other) == []
+
+
+def test_a_worker_that_is_full_leaves_its_part_to_the_others(conn: Connection) -> None:
+    batch = shop_batch(conn, users=20, cap=6, workers=2)
+    full, other = register_worker(conn, batch, 0), register_worker(conn, batch, 1)
+
+    assert renew(conn, full.worker_id, [], is_full=True) == set()
+    assert len(take(conn, other)) == 6
 
 
 # The pace.

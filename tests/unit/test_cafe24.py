@@ -304,6 +304,17 @@ def test_orders_that_vanish_meanwhile_hide_none(crawl: DirectCrawl, mall: FakeMa
     assert {no for _, no in mall.orders} <= seen
 
 
+def test_orders_that_swap_places_meanwhile_hide_none(crawl: DirectCrawl, mall: FakeMall) -> None:
+    """Far from the seam of two pages, so that the overlap cannot tell: the number of distinct orders does."""
+    mall.orders = order_ids("2026-03-09", 2500)
+
+    def swap() -> None:
+        mall.orders[200], mall.orders[1500] = mall.orders[1500], mall.orders[200]
+
+    between_pages(mall, swap)
+    assert {no for _, no in mall.orders} <= set(ids(read(crawl), "order"))
+
+
 def test_a_list_that_never_rests_is_read_again_later(crawl: DirectCrawl, mall: FakeMall) -> None:
     mall.orders = order_ids("2026-03-09", 2500)
 
@@ -527,6 +538,18 @@ def test_a_suspension_ends_the_crawl_before_the_next_call(
     assert isinstance(ended, Throttled)
     assert (ended.reason, ended.retry_after_s, ended.account_only) == ("UsageLimit", 32.0, True)
     assert shop.paths() == [COUNT], "a call meanwhile would lengthen the suspension"
+
+
+def test_a_suspension_told_by_the_last_reply_spares_the_account(crawl: DirectCrawl, mall: FakeMall) -> None:
+    """This crawl needs no call any more; the account's next one, perhaps of another batch, must not come too early."""
+
+    def before(request: Request) -> None:
+        if request.path == PRODUCTS:
+            mall.headers = {"X-Cafe24-Call-Remain": "32"}
+
+    mall.before = before
+    assert len(read(crawl)) == 5
+    assert crawl.spared_s == 32.0
 
 
 def test_a_throttle_says_how_long_to_wait(crawl: DirectCrawl, mall: FakeMall) -> None:

@@ -179,51 +179,66 @@ def contender(worker: int, batch: int = 1, *, held: int = 0, free_slots: int = 1
     return Contender(worker, batch, 1, free_slots, held)
 
 
-def test_workers_of_a_batch_share_evenly_rounded_up() -> None:
+def test_workers_of_a_batch_share_evenly_and_the_odd_permits_go_round() -> None:
     workers = [contender(worker) for worker in range(4)]
 
-    assert [share(worker, 10, workers) for worker in range(4)] == [3, 3, 3, 3]
+    turns = [[share(worker, 10, workers, turn) for worker in range(4)] for turn in range(4)]
+
+    assert turns == [[3, 3, 2, 2], [3, 2, 2, 3], [2, 2, 3, 3], [2, 3, 3, 2]]
+
+
+def test_each_worker_of_each_batch_has_its_turn_at_a_single_permit() -> None:
+    workers = [contender(worker, worker % 2) for worker in range(4)]
+
+    holders = [[w for w in range(4) if share(w, 1, workers, turn)] for turn in range(4)]
+
+    assert sorted(holders) == [[0], [1], [2], [3]]
 
 
 def test_batches_share_evenly_whatever_their_workers() -> None:
     """Batch 1 has one worker, batch 2 has three: half of 12 each."""
     workers = [contender(0, 1), *[contender(worker, 2) for worker in (1, 2, 3)]]
 
-    assert [share(worker, 12, workers) for worker in range(4)] == [6, 2, 2, 2]
+    assert [share(worker, 12, workers, 0) for worker in range(4)] == [6, 2, 2, 2]
 
 
 def test_a_worker_takes_more_than_its_part_only_if_nobody_is_hungry() -> None:
     fed, hungry = contender(1, held=5), contender(1, held=4)
 
-    assert share(0, 10, [contender(0, held=5), fed]) == 10
-    assert share(0, 10, [contender(0, held=5), hungry]) == 5
+    assert share(0, 10, [contender(0, held=5), fed], 0) == 10
+    assert share(0, 10, [contender(0, held=5), hungry], 0) == 5
 
 
 def test_a_worker_without_free_slots_leaves_the_rest_of_its_part_to_others() -> None:
     full = contender(1, held=2, free_slots=0)
 
-    assert share(0, 10, [contender(0), full]) == 10
+    assert share(0, 10, [contender(0), full], 0) == 10
 
 
 def test_a_lone_worker_may_hold_everything() -> None:
-    assert share(0, 10, [contender(0)]) == 10
+    assert share(0, 10, [contender(0)], 0) == 10
 
 
 def test_who_does_not_contend_holds_nothing() -> None:
-    assert share(9, 10, [contender(0)]) == 0
+    assert share(9, 10, [contender(0)], 0) == 0
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_parts_cover_all_open_permits_and_nobody_has_none(seed: int) -> None:
-    """Any number of batches and hungry workers."""
+def test_parts_are_all_open_permits_and_differ_by_one_at_most(seed: int) -> None:
+    """Any number of hungry workers, at any turn; of batches likewise."""
     random = Random(seed)
-    open_permits = random.randint(1, 100)
-    workers = [contender(worker, random.randint(1, 4)) for worker in range(random.randint(1, 12))]
+    open_permits, turn = random.randint(1, 100), random.randrange(1000)
+    workers = [contender(worker, random.randint(1, 4)) for worker in range(random.randint(2, 12))]
 
-    parts = [share(worker.worker_id, open_permits, workers) for worker in workers]
+    parts = {worker: share(worker.worker_id, open_permits, workers, turn) for worker in workers}
 
-    assert sum(parts) >= open_permits
-    assert min(parts) >= 1
+    assert sum(parts.values()) == open_permits
+    by_batch = [
+        [part for worker, part in parts.items() if worker.batch_id == batch]
+        for batch in {worker.batch_id for worker in workers}
+    ]
+    assert all(max(of_batch) - min(of_batch) <= 1 for of_batch in by_batch)
+    assert max(map(sum, by_batch)) - min(map(sum, by_batch)) <= 1
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -235,13 +250,14 @@ def test_workers_that_take_by_their_shares_leave_no_permit_idle(seed: int) -> No
         number: contender(number, random.randint(1, 3), free_slots=random.randint(1, 10))
         for number in range(random.randint(1, 8))
     }
-    slots = sum(worker.free_slots for worker in workers.values())
+    slots, turn = sum(worker.free_slots for worker in workers.values()), random.randrange(100)
 
     for _ in range(min(open_permits, slots)):
         able = [
             worker
             for worker in workers.values()
-            if worker.free_slots and worker.held < share(worker.worker_id, open_permits, [*workers.values()])
+            if worker.free_slots
+            and worker.held < share(worker.worker_id, open_permits, [*workers.values()], turn)
         ]
         taker = random.choice(able)
         workers[taker.worker_id] = replace(taker, held=taker.held + 1, free_slots=taker.free_slots - 1)

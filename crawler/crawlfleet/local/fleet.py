@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from crawlfleet.errors import CrawlfleetError
 from crawlfleet.local.child import spawn
 from crawlfleet.store import batches
 from crawlfleet.store.connection import Connection
-from crawlfleet.store.fleet import bury_worker
+from crawlfleet.store.fleet import Process, bury_worker
 
 RESTARTS = 20
 """A worker that dies more often than that in one run is not worth another try."""
@@ -122,7 +121,7 @@ class LocalFleet:
                 self._bury(conn, slot)
 
     def _bury(self, conn: Connection, slot: _Slot) -> None:
-        bury_worker(conn, self._batch_id, socket.gethostname(), slot.process.pid)
+        bury_worker(conn, self._batch_id, Process.this().pid_space, slot.process.pid)
 
     def _signal(self, number: signal.Signals) -> None:
         for slot in self._slots:
@@ -140,14 +139,14 @@ class LocalFleet:
 
 
 def bury_strangers(conn: Connection, batch_id: int) -> None:
-    """Bury this machine's workers of an earlier run that are gone, for nobody was left to see them die.
+    """Bury the workers of an earlier run that are gone, for nobody was left to see them die.
 
-    Only for a database that this machine alone uses: elsewhere a process number means nothing.
+    Only for a database that this machine alone uses: its workers live here, or they went with an earlier boot.
     """
-    host = socket.gethostname()
+    here = Process.this().pid_space
     for worker in batches.workers(conn, batch_id):
-        if worker.host == host and not _is_worker(worker.pid):
-            bury_worker(conn, batch_id, host, worker.pid)
+        if worker.pid_space != here or not _is_worker(worker.pid):
+            bury_worker(conn, batch_id, worker.pid_space, worker.pid)
 
 
 def _is_worker(pid: int) -> bool:

@@ -50,6 +50,9 @@ class Crawl(Protocol):
     def wait(self, seconds: float) -> None:
         """Sleep; ends the crawl at once if it has to stop meanwhile."""
 
+    def spare_account(self, seconds: float) -> None:
+        """The shop asked for so long a pause, and this crawl needs no more: the account's next one begins later."""
+
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         """Send one request at the egress's pace. Keyword arguments as of `requests.request`.
 

@@ -84,6 +84,7 @@ class Cafe24:
         mall = Mall(crawl)
         yield from _orders(mall, days_back(crawl.now(), self._days))
         yield from _products(mall)
+        crawl.spare_account(mall.suspended_s())
 
 
 def _check_text(name: str, value: object) -> None:
@@ -121,10 +122,11 @@ def _read_orders(mall: Mall, days: Days, count: int) -> Generator[Item, None, bo
     The list moves while it is read. An order added at its head shifts the rest to later offsets: we see some
     twice, and read on until a page is not full, whatever `count` was. An order that leaves shifts the rest to
     earlier offsets, where the next page would skip some. So pages overlap by a few rows, and the last order
-    of a page must be seen again on the next one. At the end at least `count` rows must have been passed, or what
-    is counted now: a shop that cuts pages shorter than asked is noticed.
+    of a page must be seen again on the next one. At the end at least `count` orders must have been seen, or what
+    is counted now: a shop that cuts pages shorter than asked, or swaps orders between two pages, is noticed.
     """
     offset, anchor = 0, None
+    seen: set[str] = set()
     while True:
         rows, last = 0, None
         anchored = anchor is None
@@ -132,14 +134,15 @@ def _read_orders(mall: Mall, days: Days, count: int) -> Generator[Item, None, bo
         for order in mall.read_page("orders", {**_window(days), **page}):
             item = _order(order)
             rows, last = rows + 1, item.external_id
+            seen.add(last)
             anchored = anchored or last == anchor
             yield item
         if not anchored:
             return False
         if rows < ORDERS_A_PAGE:
-            return offset + rows >= count or offset + rows >= mall.read_count("orders/count", _window(days))
+            return len(seen) >= count or len(seen) >= mall.read_count("orders/count", _window(days))
         if offset == MAX_OFFSET:
-            if offset + rows >= mall.read_count("orders/count", _window(days)):
+            if len(seen) >= mall.read_count("orders/count", _window(days)):
                 return True
             raise _too_many(days)
         anchor, offset = last, min(offset + ORDERS_A_PAGE - OVERLAP, MAX_OFFSET)
@@ -224,6 +227,10 @@ class Mall:
         self._limit = CallLimit()
         self._no_refresh_before = datetime.min.replace(tzinfo=UTC)
 
+    def suspended_s(self) -> float:
+        """How long the mall wants no calls, as its last reply said."""
+        return max(0.0, self._limit.suspended_until - self._crawl.now().timestamp())
+
     def read_count(self, resource: str, params: Params) -> int:
         """The number of records; Bug unless the reply is a whole number under `count`."""
         with self._get(resource, params) as response:
@@ -268,12 +275,10 @@ class Mall:
 
     def _wait_turn(self) -> None:
         """Wait as the call limit asks; a suspension is too long to hold a permit for: it ends the crawl."""
-        now = self._crawl.now().timestamp()
-        if self._limit.suspended_until > now:
-            left_s = self._limit.suspended_until - now
+        if (left_s := self.suspended_s()) > 0:
             detail = f"the mall's usage limit is reached; calls resume in {left_s:.0f} s"
             raise Throttled("UsageLimit", detail, retry_after_s=max(1.0, left_s), account_only=True)
-        delay_s = self._limit.delay_s(now)
+        delay_s = self._limit.delay_s(self._crawl.now().timestamp())
         if delay_s > 0:
             self._crawl.wait(delay_s)
 

@@ -64,6 +64,7 @@ class LiveWorker:
     worker_id: int
     ordinal: int
     host: str
+    pid_space: str
     pid: int
     slots: int
     draining: bool

@@ -6,8 +6,11 @@ so neither an outage of the database nor a step of its clock expires anybody.
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from crawlfleet.errors import CrawlfleetError
@@ -69,18 +72,39 @@ def read_clock(conn: Connection) -> Clock:
     return Clock(*row)
 
 
-def register(conn: Connection, batch_id: int, ordinal: int, slots: int, host: str, pid: int) -> int | None:
-    """Register this process as a worker of the batch; None if there is no such batch."""
+@dataclass(frozen=True)
+class Process:
+    """One process for everybody: `pid` names it within `pid_space`, `host` is for people."""
+
+    host: str
+    pid_space: str
+    pid: int
+
+    @classmethod
+    def this(cls) -> Process:
+        """This process: its PID namespace, in this boot of this machine."""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        return cls(socket.gethostname(), f"{boot}/{namespace}", os.getpid())
+
+
+def register(conn: Connection, batch_id: int, ordinal: int, slots: int, process: Process) -> int | None:
+    """Register a process as a worker of the batch; None if there is no such batch."""
     row = conn.execute(
-        sql("register"), {"batch": batch_id, "ordinal": ordinal, "slots": slots, "pid": pid, "host": host}
+        sql("register"), {"batch": batch_id, "ordinal": ordinal, "slots": slots, **asdict(process)}
     ).fetchone()
     return None if row is None else row[0]
 
 
-def renew(conn: Connection, worker_id: int, leases: Sequence[Lease]) -> set[int] | None:
-    """Renew these permits and the registration: the lease ids renewed, None if the registration was ended."""
+def renew(
+    conn: Connection, worker_id: int, leases: Sequence[Lease], *, is_full: bool = False
+) -> set[int] | None:
+    """Renew these permits and the registration: the lease ids renewed, None if the registration was ended.
+
+    A worker that says that it is full contends for no permits: the others take its part.
+    """
     with transaction(conn):
-        if conn.execute(sql("renew_worker"), {"worker": worker_id}).fetchone() is None:
+        if conn.execute(sql("renew_worker"), {"worker": worker_id, "is_full": is_full}).fetchone() is None:
             return None
         if not leases:
             return set()
@@ -104,10 +128,10 @@ def end_worker(conn: Connection, worker_id: int) -> None:
         conn.execute(sql("end_worker"), {"worker": worker_id})
 
 
-def bury_worker(conn: Connection, batch_id: int, host: str, pid: int) -> None:
+def bury_worker(conn: Connection, batch_id: int, pid_space: str, pid: int) -> None:
     """The parent saw that process end: its permits are rescued at the next housekeeping, without quarantine."""
     with transaction(conn):
-        conn.execute(sql("bury_worker"), {"batch": batch_id, "host": host, "pid": pid})
+        conn.execute(sql("bury_worker"), {"batch": batch_id, "pid_space": pid_space, "pid": pid})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ TIER_RANKS = 64
 """Ranks of one tier (`plan_tasks`): 0..63 is HIGH, 64..127 MEDIUM, 128..191 LOW."""
 TIER_ENDS = (TIER_RANKS, 2 * TIER_RANKS, 3 * TIER_RANKS)
 MAX_RANK = TIER_ENDS[-1]
+TURN_TICKS = 12
+"""So long an odd permit is one worker's turn: often enough for fairness, seldom enough to cost nothing."""
 
 
 class Row(NamedTuple):
@@ -82,7 +84,6 @@ class Room:
     """One egress of the batch: permits open, free among them, and the rank of its best ready task."""
 
     egress_id: int
-    source_id: int
     open: int
     free: int
     head: int | None
@@ -271,8 +272,9 @@ def take(conn: Connection, me: Identity, running: int) -> list[Lease]:
 
     `running` crawls are under way in this worker.
     """
-    slots = conn.execute(sql("may_take"), {"worker": me.worker_id}).fetchone()
-    if slots is None or slots[0] <= running:
+    may_take = conn.execute(sql("may_take"), {"worker": me.worker_id}).fetchone()
+    slots, tick = may_take or (0, 0)
+    if slots <= running:
         return []
     rooms = [Room(*row) for row in conn.execute(sql("room"), {"batch": me.batch_id})]
     wanted = sorted((r for r in rooms if r.head is not None and r.free > 0), key=lambda r: r.head or 0)
@@ -281,8 +283,9 @@ def take(conn: Connection, me: Identity, running: int) -> list[Lease]:
     contenders = [Contender(*row) for row in conn.execute(sql("contenders"), {"batch": me.batch_id})]
     taken: list[Lease] = []
     for below, room in _in_order(wanted):
-        allowed = _allowance(me, room, rooms, contenders, taken)
-        taken += _take_from(conn, me, room, below, min(allowed, slots[0] - running - len(taken)))
+        here = [c for c in contenders if c.egress_id == room.egress_id]
+        allowed = _allowance(me, room, here, taken, tick // TURN_TICKS + room.egress_id)
+        taken += _take_from(conn, me, room, below, min(allowed, slots - running - len(taken)))
     return taken
 
 
@@ -296,15 +299,12 @@ def _in_order(rooms: Sequence[Room]) -> list[tuple[int, Room]]:
 
 
 def _allowance(
-    me: Identity, room: Room, rooms: Sequence[Room], contenders: Sequence[Contender], taken: Sequence[Lease]
+    me: Identity, room: Room, here: Sequence[Contender], taken: Sequence[Lease], turn_no: int
 ) -> int:
-    """How many more of this egress's permits may be filled, given the fair share of its source."""
-    here = [c for c in contenders if c.source_id == room.source_id]
-    open_permits = sum(r.open for r in rooms if r.source_id == room.source_id)
+    """How many more of this egress's permits may be filled, given the worker's fair share of them."""
+    just_taken = sum(lease.egress_id == room.egress_id for lease in taken)
     mine = next((c.held for c in here if c.worker_id == me.worker_id), 0)
-    mine += sum(lease.source_id == room.source_id for lease in taken)
-    free = room.free - sum(lease.egress_id == room.egress_id for lease in taken)
-    return min(free, share(me.worker_id, open_permits, here) - mine)
+    return min(room.free, share(me.worker_id, room.open, here, turn_no) - mine) - just_taken
 
 
 def _take_from(conn: Connection, me: Identity, room: Room, below: int, most: int) -> list[Lease]:

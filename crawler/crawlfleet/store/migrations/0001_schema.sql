@@ -88,7 +88,9 @@ create table worker (
     slots integer not null check (slots > 0),
     pid integer not null,
     draining boolean not null default false,
-    host text not null
+    is_full boolean not null default false,
+    host text not null,
+    pid_space text not null
 ) with (fillfactor = 50);
 
 create table account (

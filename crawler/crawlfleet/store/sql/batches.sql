@@ -156,7 +156,7 @@ order by 4 desc, 1, 2, 3 limit 10
 
 -- name: live_workers
 -- The registrations of a batch that have not ended, and what each holds.
-select w.worker_id, w.ordinal, w.host, w.pid, w.slots, w.draining, f.tick - w.renewed_tick > 2 as silent,
+select w.worker_id, w.ordinal, w.host, w.pid_space, w.pid, w.slots, w.draining, f.tick - w.renewed_tick > 2 as silent,
     (select count(*) from permit p where p.worker_id = w.worker_id)::int as held
 from worker w cross join fleet f
 where w.batch_id = %(batch)s and w.ended_at is null

@@ -6,8 +6,8 @@ update fleet set tick_ms = %(tick_ms)s, expire_ticks = %(expire_ticks)s, quarant
 
 -- name: register
 -- A new registration for this process; the batch must exist.
-insert into worker (renewed_tick, batch_id, ordinal, slots, pid, host)
-select f.tick, b.batch_id, %(ordinal)s, %(slots)s, %(pid)s, %(host)s
+insert into worker (renewed_tick, batch_id, ordinal, slots, pid, host, pid_space)
+select f.tick, b.batch_id, %(ordinal)s, %(slots)s, %(pid)s, %(host)s, %(pid_space)s
 from fleet f, batch b where b.batch_id = %(batch)s
 returning worker_id
 
@@ -30,7 +30,7 @@ returning p.lease_id
 
 -- name: renew_worker
 -- No row: this registration was ended by housekeeping, the process must stop.
-update worker w set renewed_tick = f.tick
+update worker w set renewed_tick = f.tick, is_full = %(is_full)s
 from fleet f where w.worker_id = %(worker)s and w.ended_at is null
 returning f.tick
 
@@ -52,7 +52,7 @@ update worker set ended_at = now() where worker_id = %(worker)s and ended_at is 
 update permit p set renewed_tick = f.tick - f.expire_ticks - f.quarantine_ticks
 from fleet f, (
     select h.egress_id, h.no from permit h join worker w using (worker_id)
-    where w.batch_id = %(batch)s and w.host = %(host)s and w.pid = %(pid)s
+    where w.batch_id = %(batch)s and w.pid_space = %(pid_space)s and w.pid = %(pid)s
     for update of h skip locked
 ) dead
 where p.egress_id = dead.egress_id and p.no = dead.no

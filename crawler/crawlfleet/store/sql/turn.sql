@@ -127,7 +127,7 @@ for key share
 
 -- name: room
 -- Per egress of the batch: what is open and free, and the rank of the best ready task there (null: none).
-select e.egress_id, e.source_id, open_permits(e) as open,
+select e.egress_id, open_permits(e) as open,
     (select count(*) from permit p where p.egress_id = e.egress_id and p.lease_id is null and p.no < open_permits(e)) as free,
     (
         select t.rank from task t where t.batch_id = %(batch)s and t.egress_id = e.egress_id and t.state = 'ready'
@@ -137,31 +137,33 @@ from batch_source b join egress e using (source_id)
 where b.batch_id = %(batch)s
 
 -- name: contenders
--- The live workers that may take from the batch's sources, with what they hold: their batch has ready work there.
+-- The live workers that may take at an egress of the batch, with what they hold there: their batch has ready work there.
 with held as materialized (
-    select worker_id, source_id, count(*) as permits from permit where lease_id is not null group by worker_id, source_id
+    select worker_id, egress_id, count(*) as permits from permit where lease_id is not null group by worker_id, egress_id
+), taker as materialized (
+    select w.worker_id, w.batch_id,
+        coalesce(b.max_concurrent, w.slots) - coalesce((select sum(permits) from held h where h.worker_id = w.worker_id), 0)::int as free_slots
+    from worker w join batch b using (batch_id) cross join fleet f
+    where w.ended_at is null and not w.draining and not w.is_full and w.ordinal < b.worker_limit and f.tick - w.renewed_tick <= 2
+        and b.state = 'running' and not b.suspended and b.stop = 'none'
+), wanted as materialized (
+    select b.batch_id, e.egress_id
+    from (select distinct batch_id from taker) b
+    join batch_source s using (batch_id)
+    join egress e using (source_id)
+    cross join lateral (
+        select from task t where t.batch_id = b.batch_id and t.egress_id = e.egress_id and t.state = 'ready'
+        order by t.rank, t.shard, t.task_no limit 1
+    ) head
+    where s.source_id in (select source_id from batch_source where batch_id = %(batch)s)
 )
-select w.worker_id, w.batch_id, s.source_id,
-    coalesce(b.max_concurrent, w.slots) - coalesce((select sum(permits) from held h where h.worker_id = w.worker_id), 0)::int as free_slots,
-    coalesce((select permits from held h where h.worker_id = w.worker_id and h.source_id = s.source_id), 0)::int as held
-from worker w
-join batch b using (batch_id)
-join batch_source s using (batch_id)
-cross join fleet f
-where w.ended_at is null and not w.draining and w.ordinal < b.worker_limit and f.tick - w.renewed_tick <= 2
-    and b.state = 'running' and not b.suspended and b.stop = 'none'
-    and s.source_id in (select source_id from batch_source where batch_id = %(batch)s)
-    and exists (
-        select from egress e cross join lateral (
-            select from task t where t.batch_id = w.batch_id and t.egress_id = e.egress_id and t.state = 'ready'
-            order by t.rank, t.shard, t.task_no limit 1
-        ) head
-        where e.source_id = s.source_id
-    )
+select k.worker_id, k.batch_id, d.egress_id, k.free_slots,
+    coalesce((select permits from held h where h.worker_id = k.worker_id and h.egress_id = d.egress_id), 0)::int as held
+from taker k join wanted d using (batch_id)
 
 -- name: may_take
--- Whether this worker may take at all, and how many slots it has: no row means no.
-select coalesce(b.max_concurrent, w.slots) from worker w join batch b using (batch_id)
+-- Whether this worker may take at all, how many slots it has, and the tick: no row means no.
+select coalesce(b.max_concurrent, w.slots), f.tick from worker w join batch b using (batch_id) cross join fleet f
 where w.worker_id = %(worker)s and w.ended_at is null and not w.draining and w.ordinal < b.worker_limit
     and b.state = 'running' and not b.suspended and b.stop = 'none'
 
