@@ -42,23 +42,37 @@ left join egress e using (egress_id)
 where a.user_id = %(user)s order by s.name
 
 -- name: set_account_state
--- Only a person enables an account that was parked.
+-- Only a person enables an account that was parked. Sorted, as everything that locks accounts.
+with mine as materialized (
+    select a.source_id, a.user_id, s.name
+    from account a join source s using (source_id)
+    where a.user_id = %(user)s and (%(source)s::text is null or s.name = %(source)s)
+    order by a.source_id
+    for no key update of a
+)
 update account a
 set state = %(state)s::account_state, reason = %(reason)s,
     refresh_tries = case when %(state)s::account_state = 'ok' then 0 else a.refresh_tries end,
     refresh_lease = case when %(state)s::account_state = 'ok' then null else a.refresh_lease end
-from source s
-where s.source_id = a.source_id and a.user_id = %(user)s and (%(source)s::text is null or s.name = %(source)s)
-returning s.name
+from mine where a.source_id = mine.source_id and a.user_id = mine.user_id
+returning mine.name
 
 -- name: purge_items
 delete from item where user_id = %(user)s
 
 -- name: purge_accounts
-delete from account where user_id = %(user)s
+-- Sorted, as everything that locks accounts.
+with mine as materialized (
+    select source_id, user_id from account where user_id = %(user)s order by source_id for update
+)
+delete from account a using mine where a.source_id = mine.source_id and a.user_id = mine.user_id
 
 -- name: purge_tracks
-delete from track where user_id = %(user)s
+-- Sorted, as everything that locks tracks.
+with mine as materialized (
+    select source_id, user_id from track where user_id = %(user)s order by source_id for update
+)
+delete from track k using mine where k.source_id = mine.source_id and k.user_id = mine.user_id
 
 -- name: purge_snapshots
 -- What was kept of the user's pages and replies.
