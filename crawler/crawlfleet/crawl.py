@@ -9,20 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from json import dumps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import requests
 from psycopg_pool import PoolTimeout
 
-from crawlfleet.errors import Bug, CrawlEnded, Retry, Throttled, Verdict
+from crawlfleet.errors import Bug, CrawlEnded, Interrupted, Retry, Throttled
 from crawlfleet.metrics import PACE_SECONDS
-from crawlfleet.sources import Adapter, Credentials, Item
+from crawlfleet.sources import Adapter, Credentials, Item, Page
 from crawlfleet.sources.http import (
     CONNECT_S,
     READ_S,
@@ -39,6 +40,9 @@ from crawlfleet.store.turn import Lease, Row
 from crawlfleet.tokens import POST_S, Tokens
 from crawlfleet.tokens import Connections as Database
 
+if TYPE_CHECKING:
+    from crawlfleet.browser.pool import Pool  # imports Selenium, which a worker without a browser need not have
+
 log = logging.getLogger(__name__)
 
 
@@ -49,12 +53,6 @@ STALE_TURN_S = 1.0
 def boottime() -> float:
     """Seconds since boot, a suspension included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-class Interrupted(CrawlEnded):
-    """The worker had to stop this crawl; the task is charged nothing."""
-
-    verdict = Verdict.RETRY
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ class LiveCrawl:
         tokens: Tokens,
         way_out: Exit,
         database: Database,
+        browsers: Pool | None,
         *,
         stop_at: float,
         clock: Callable[[], float] = boottime,
@@ -98,6 +97,7 @@ class LiveCrawl:
         self.tokens = tokens
         self._exit = way_out
         self._database = database
+        self._browsers = browsers
         self._clock = clock
         self.began_at = clock()
         self._deadline = self.began_at + source.settings.job_timeout_s
@@ -125,11 +125,22 @@ class LiveCrawl:
     def spare_account(self, seconds: float) -> None:
         self.account_wait_s = seconds
 
+    @contextmanager
+    def browse(self) -> Iterator[Page]:
+        self.check()
+        if self._browsers is None:
+            raise Bug("NoBrowser", "an adapter that asks for a page must say `needs_browser`")
+        with self._browsers.page(self._exit.proxy, self._connections, self._await_turn, self.check) as page:
+            yield page
+
+    def login(self, submit: Callable[[Credentials], Credentials]) -> None:
+        self.check()
+        self._reserve_turn()  # as in `refresh`
+        self.tokens.login(lambda credentials: self._uninterrupted(submit, credentials), self.wait)
+        self.check()
+
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
-        self.check()
-        if self._refreshing_until is None or self._clock() - self._turn_at > STALE_TURN_S:
-            self._reserve_turn()
-        self.check()
+        self._await_turn()
         if self._session is None:
             self._session = open_session(self._connections, self._exit.proxy)
         with verdicts(self.check):
@@ -213,6 +224,12 @@ class LiveCrawl:
             return post(credentials)
         finally:
             self._refreshing_until = None
+
+    def _await_turn(self) -> None:
+        self.check()
+        if self._refreshing_until is None or self._clock() - self._turn_at > STALE_TURN_S:
+            self._reserve_turn()
+        self.check()
 
     def _reserve_turn(self) -> None:
         """Reserve this request's turn on the egress's row and wait for it.

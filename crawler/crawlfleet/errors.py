@@ -47,6 +47,12 @@ class DatabaseUnavailable(CrawlfleetError):
     """PostgreSQL cannot be reached."""
 
 
+class ChromeUnusable(CrawlfleetError):
+    """Chrome or chromedriver cannot be run, or nobody runs them."""
+
+    exit_code = 69
+
+
 class CrawlEnded(Exception):
     """A crawl ended other than ok.
 
@@ -122,6 +128,18 @@ class Crashed(CrawlEnded):
 
 
 class Bug(CrawlEnded):
-    """A page or a record that we cannot take."""
+    """A page or a record that we cannot take. `picture` shows a page with its words made unreadable (JPEG)."""
 
     verdict = Verdict.BUG
+
+    def __init__(
+        self, reason: str, detail: str = "", *, snapshot: str | None = None, picture: bytes | None = None
+    ) -> None:
+        super().__init__(reason, detail, snapshot=snapshot)
+        self.picture = picture
+
+
+class Interrupted(CrawlEnded):
+    """The worker had to stop this crawl, or could not begin it; the task is charged nothing."""
+
+    verdict = Verdict.RETRY

@@ -25,6 +25,7 @@ class WorkerSettings:
     metrics_port: int = 9090
     memory_mb: int | None = None
     drain_s: float = 120.0
+    chrome_url: str = "http://127.0.0.1:9333"
     log_json: bool = False
 
     @classmethod
@@ -38,6 +39,7 @@ class WorkerSettings:
             keys_file=Path(_required(env, "CRAWLFLEET_KEYS_FILE")),
             metrics_port=_number(env, "CRAWLFLEET_METRICS_PORT", 9090, 0, 65535),
             memory_mb=_number(env, "CRAWLFLEET_MEMORY_MB", 0, 0) or _cgroup_memory_mb(),
+            chrome_url=env.get("CRAWLFLEET_CHROME_URL") or cls.chrome_url,
             drain_s=_number(env, "CRAWLFLEET_DRAIN_SECONDS", 120, 1),
             log_json=env.get("CRAWLFLEET_LOG_FORMAT", "text") == "json",
         )

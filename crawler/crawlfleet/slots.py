@@ -13,23 +13,15 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg_pool import ConnectionPool
 
 from crawlfleet import metrics
-from crawlfleet.crawl import Exit, Interrupted, LiveCrawl, Source, encode
+from crawlfleet.crawl import Exit, LiveCrawl, Source, encode
 from crawlfleet.credentials import KeyRing, proxy_context, redact
-from crawlfleet.errors import (
-    AuthFailed,
-    BadConfiguration,
-    BadInput,
-    Bug,
-    Crashed,
-    CrawlEnded,
-    CrawlfleetError,
-    Verdict,
-)
+from crawlfleet.errors import (AuthFailed, BadConfiguration, BadInput, Bug, Crashed, CrawlEnded, CrawlfleetError, Interrupted, Verdict)
 from crawlfleet.leases import Leases
 from crawlfleet.sources import load_adapter
 from crawlfleet.store import sources, turn
@@ -38,6 +30,9 @@ from crawlfleet.store.sources import EgressRow
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
 from crawlfleet.tokens import PendingStores, Tokens
 from crawlfleet.verdicts import OK, RETRY_FIRST_S, Outcome, interrupted, judge
+
+if TYPE_CHECKING:
+    from crawlfleet.browser.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +107,7 @@ class Slots:
         leases: Leases,
         sources: Mapping[int, Source],
         exits: Exits,
+        browsers: Pool | None,
         *,
         pool: ConnectionPool[Connection],
         keys: KeyRing,
@@ -122,6 +118,7 @@ class Slots:
         self._leases = leases
         self._sources = sources
         self._exits = exits
+        self._browsers = browsers
         self._pool = pool
         self._keys = keys
         self._random = random
@@ -187,7 +184,9 @@ class Slots:
         except CrawlfleetError as exc:  # not `auth`: our keys are at fault, not the seller's credentials
             raise Crashed("CannotBeOpened", str(exc)) from exc
         way_out = self._exits.of(lease.egress_id, self._pool)
-        return LiveCrawl(lease, source, tokens, way_out, database, stop_at=stop_at, clock=self._clock)
+        return LiveCrawl(
+            lease, source, tokens, way_out, database, self._browsers, stop_at=stop_at, clock=self._clock
+        )
 
     def _slot(self) -> None:
         while (crawl := self._to_crawl.get()) is not None:
@@ -211,7 +210,7 @@ class Slots:
         try:
             self._collect(source, crawl, rows)
         except Interrupted as ended:
-            return interrupted(ended.reason, ended.detail)
+            return interrupted(ended.reason, ended.detail, retry_after_s=ended.retry_after_s)
         except CrawlEnded as ended:
             return _redacted(Outcome.of(ended), crawl)
         except (psycopg.OperationalError, psycopg.InterfaceError):  # an adapter has no database: it is ours

@@ -1,4 +1,4 @@
-"""The refresh protocol: rotate an account's tokens exactly once, whatever dies meanwhile.
+"""The refresh protocol: rotate an account's tokens exactly once, whatever dies meanwhile. A login goes the same way.
 
 A rotating refresh token is good for one use; a reply that is lost costs a person a new consent. So:
 
@@ -10,6 +10,9 @@ A rotating refresh token is good for one use; a reply that is lost costs a perso
 Who finds an open intent of another lease first waits until that POST must have ended; if nothing was stored
 by then, the token is tried once more (the POST may never have left), under an intent of its own. A second
 open intent means that nobody knows any more: the account ends `auth` with reason RefreshLost.
+
+A password is submitted under the same intent, but never a second time: one open intent, or a submission that
+decided nothing, is a LoginInterrupted. Wrong passwords lock sellers out, and who knows what the shop has seen.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg
@@ -71,6 +75,29 @@ class PendingStores:
                 log.warning("waiting to store a refreshed token")
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How often what is sent may be sent while nobody knows what became of it, and how the account ends then."""
+
+    most_tries: int
+    lost: str
+    detail: str
+
+    def ending(self) -> AuthFailed:
+        return AuthFailed(self.lost, self.detail)
+
+
+REFRESH = Rule(
+    MAX_TRIES, "RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again"
+)
+LOGIN = Rule(
+    1,
+    "LoginInterrupted",
+    "a login broke off after its password was submitted, or may have been; see that the account is not locked,"
+    " then `crawlfleet accounts enable` it",
+)
+
+
 class Tokens:
     """The tokens of one account during one crawl: opens, refreshes and stores them."""
 
@@ -100,6 +127,18 @@ class Tokens:
 
         Raises AuthFailed if the token was refused or is lost, and what `post` raises if nothing was learned.
         """
+        self._renew(REFRESH, post, wait)
+
+    def login(self, submit: Callable[[Credentials], Credentials], wait: Callable[[float], None]) -> None:
+        """Submit a password, or find that somebody else just has.
+
+        Raises AuthFailed if it was refused, or if a submission broke off, now or earlier.
+        """
+        self._renew(LOGIN, submit, wait)
+
+    def _renew(
+        self, rule: Rule, post: Callable[[Credentials], Credentials], wait: Callable[[float], None]
+    ) -> None:
         stored = self._read()
         if stored.generation != self.generation:
             return self._adopt(stored)
@@ -107,11 +146,11 @@ class Tokens:
             stored = self._outwait(stored, wait)
             if stored.generation != self.generation:
                 return self._adopt(stored)
-        if stored.refresh_tries >= MAX_TRIES:
-            raise _lost()
+        if stored.refresh_tries >= rule.most_tries:
+            return self._adopt_if_newer_or_raise(rule.ending())
         if not self._intend(stored):
             raise Retry("RefreshContended", "another crawl began to refresh this account's tokens")
-        return self._post_and_store(post, stored)
+        return self._post_and_store(rule, post, stored)
 
     def _read(self) -> Stored:
         with self._connections() as conn:
@@ -138,24 +177,28 @@ class Tokens:
         with self._connections() as conn:
             return accounts.intend_refresh(conn, *self._account, stored, self._lease_id)
 
-    def _post_and_store(self, post: Callable[[Credentials], Credentials], stored: Stored) -> None:
+    def _post_and_store(
+        self, rule: Rule, post: Callable[[Credentials], Credentials], stored: Stored
+    ) -> None:
         with self._pending:
             try:
                 new = post(self.credentials)
             except AuthFailed as refused:
                 REFRESHES.labels(self._source, "refused").inc()
-                self._adopt_if_newer_or_raise(refused, in_doubt=stored.refresh_tries > 0)
+                self._adopt_if_newer_or_raise(rule.ending() if stored.refresh_tries > 0 else refused)
                 return
             except CrawlEnded as undecided:
                 REFRESHES.labels(self._source, "undecided").inc()
+                if rule.most_tries == 1 and not undecided.never_sent:
+                    self._adopt_if_newer_or_raise(rule.ending())
+                    return
                 self._end_try(stored, sent=not undecided.never_sent)
                 raise
             self._store(new)
         REFRESHES.labels(self._source, "rotated").inc()
 
-    def _adopt_if_newer_or_raise(self, refused: AuthFailed, *, in_doubt: bool) -> None:
-        """Write the refusal down at once: whatever becomes of this crawl, nobody sends that token again."""
-        ending = _lost() if in_doubt else refused
+    def _adopt_if_newer_or_raise(self, ending: AuthFailed) -> None:
+        """Write the end down at once: whatever becomes of this crawl, nobody sends that token or password again."""
         parked = self._persist(
             lambda conn: accounts.park(conn, *self._account, self.generation, ending.reason)
         )
@@ -193,9 +236,3 @@ class Tokens:
                     extra={"user_id": self._account[1], "error": type(exc).__name__},
                 )
                 threading.Event().wait(STORE_AGAIN_S)
-
-
-def _lost() -> AuthFailed:
-    return AuthFailed(
-        "RefreshLost", "a crash hid the reply of a token refresh; the seller must consent again"
-    )

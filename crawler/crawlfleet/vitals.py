@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 
 import psycopg
 
 from crawlfleet import metrics
-from crawlfleet.crawl import Interrupted, Source, cooling_down
-from crawlfleet.errors import DatabaseUnavailable
+from crawlfleet.crawl import Source, cooling_down
+from crawlfleet.errors import DatabaseUnavailable, Interrupted
 from crawlfleet.leases import Leases
 from crawlfleet.slots import Exits
 from crawlfleet.store import fleet
@@ -50,7 +50,7 @@ class Vitals:
         random: Random,
         renewed_at: float,
         wake: Callable[[], None],
-        is_full: Callable[[], bool],
+        unable: Callable[[], Collection[int]],
         pending: PendingStores,
     ) -> None:
         self._worker_id = worker_id
@@ -61,7 +61,7 @@ class Vitals:
         self._clock = clock
         self._random = random
         self._wake = wake
-        self._is_full = is_full
+        self._unable = unable
         self._pending = pending
         self._renewed_at = renewed_at
         self._drain_until = float("inf")
@@ -120,8 +120,7 @@ class Vitals:
 
     def _renew(self, conn: Connection) -> None:
         sent_at = self._clock()
-        is_full = self.hung or self._is_full()
-        renewed = fleet.renew(conn, self._worker_id, self._leases.held(), is_full=is_full)
+        renewed = fleet.renew(conn, self._worker_id, self._leases.held(), unable=self._unable())
         if renewed is None:
             self._lose("the registration was ended by the fleet")
             return

@@ -16,16 +16,17 @@ import random
 import resource
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import psycopg
 
 from crawlfleet import __version__, metrics
-from crawlfleet.crawl import Interrupted, boottime
+from crawlfleet.crawl import boottime
 from crawlfleet.credentials import KeyRing
-from crawlfleet.errors import BadConfiguration, DatabaseUnavailable, Verdict
+from crawlfleet.errors import BadConfiguration, ChromeUnusable, DatabaseUnavailable, Interrupted, Verdict
 from crawlfleet.keys import check_keys
 from crawlfleet.leases import Leases
 from crawlfleet.serving import Server
@@ -47,6 +48,9 @@ from crawlfleet.store.migrations import check_schema
 from crawlfleet.store.turn import Finished, Identity, Lease
 from crawlfleet.vitals import EXIT_STOPPED_ITSELF, Vitals
 
+if TYPE_CHECKING:
+    from crawlfleet.browser.pool import Pool
+
 log = logging.getLogger(__name__)
 
 EXIT_CLOSED, EXIT_DRAINED = 0, 75
@@ -56,6 +60,7 @@ POLL_S = (0.1, 1.0)
 STALLED_S = 60.0
 """A loop that did not turn for so long is not well: longer than any statement of a turn may take."""
 CRAWL_CONNECTIONS = 4
+TEND_S = 1.0
 _M_ARENA_MAX = -8  # glibc's malloc.h
 TRIES = 5
 TRY_AGAIN = ("40001", "40P01", "23505")
@@ -99,6 +104,7 @@ class Worker:
         exits.read(conn)
         self._sources = batch_sources(conn, batch.batch_id)
         self._fleet_clock = fleet.read_clock(conn)
+        self._browsers = self._start_browsers()
         self._server = Server(self._settings.metrics_port, self.is_well)
         renewed_at = self._clock()
         self._me = self._register(conn, batch)
@@ -108,6 +114,7 @@ class Worker:
             self._leases,
             self._sources,
             exits,
+            self._browsers,
             pool=self._pool,
             keys=keys,
             random=self._random,
@@ -123,9 +130,20 @@ class Worker:
             random=self._random,
             renewed_at=renewed_at,
             wake=self._wake,
-            is_full=self._is_full,
+            unable=self._unable,
             pending=self._slots.pending,
         )
+
+    def _start_browsers(self) -> Pool | None:
+        """The pool, if a source of the batch needs one; a worker without such a source needs no Selenium."""
+        if not any(source.adapter.needs_browser for source in self._sources.values()):
+            return None
+        from crawlfleet.browser.chrome import Chrome
+        from crawlfleet.browser.pool import Pool
+
+        browsers = Pool(Chrome(self._settings.chrome_url))
+        browsers.start(threading.Event().wait)
+        return browsers
 
     def _register(self, conn: Connection, batch: Batch) -> Identity:
         slots, ordinal = self._settings.max_concurrent, self._settings.worker_id
@@ -149,6 +167,8 @@ class Worker:
             threading.Thread(target=self._vitals.watchdog, name="watchdog", daemon=True),
             threading.Thread(target=self._housekeeper, name="housekeeper", daemon=True),
         ]
+        if self._browsers is not None:
+            threading.Thread(target=self._tend, args=(self._browsers,), name="browsers", daemon=True).start()
         for thread in threads:
             thread.start()
         try:
@@ -183,6 +203,8 @@ class Worker:
             thread.join(5)
         with suppress(psycopg.Error, DatabaseUnavailable), connect(self._settings.database_url) as conn:
             fleet.end_worker(conn, self._me.worker_id)
+        if self._browsers is not None:
+            self._browsers.close()
         self._pool.close(1)
         self._server.stop()
 
@@ -257,9 +279,10 @@ class Worker:
         log.warning("turn put off: another worker is at the same rows")
 
     def _take(self, conn: Connection) -> list[Lease]:
-        if self._stopping or self._vitals.hung or self._is_full():
+        unable = self._unable()
+        if self._stopping or len(unable) == len(self._sources):
             return []
-        return turn.take(conn, self._me, len(self._leases) - len(self._committing))
+        return turn.take(conn, self._me, len(self._leases) - len(self._committing), unable)
 
     def _commit_one_by_one(self, conn: Connection) -> list[Finished]:
         """Find the result that the database refuses: it becomes `bug`, the others commit."""
@@ -306,6 +329,17 @@ class Worker:
         self._committing = [f for f in self._committing if f.lease.lease_id in held]
         self._begin_crawls([lease for lease_id, lease in held.items() if lease_id not in known])
 
+    def _unable(self) -> Collection[int]:
+        """The sources that this worker cannot crawl just now."""
+        if self._vitals.hung or self._is_full() or self._has_no_chrome():
+            return self._sources.keys()
+        if self._browsers is None or self._browsers.is_able:
+            return ()
+        return [s.source_id for s in self._sources.values() if s.adapter.needs_browser]
+
+    def _has_no_chrome(self) -> bool:
+        return self._browsers is not None and self._browsers.is_unusable()
+
     def _is_full(self) -> bool:
         """The memory ceiling: above it nothing is taken."""
         ceiling_mb = self._settings.memory_mb
@@ -325,6 +359,9 @@ class Worker:
             return EXIT_CLOSED
         if self._stopping or control.draining:
             return EXIT_DRAINED
+        if self._has_no_chrome():
+            log.error("Chrome has been away for too long; a new process takes over")
+            return ChromeUnusable.exit_code
         if self._is_full():
             log.error("memory is full although no crawl runs; a new process takes over")
             return EXIT_STOPPED_ITSELF
@@ -352,6 +389,14 @@ class Worker:
                 "task": finished.decision.state,
             },
         )
+
+    def _tend(self, browsers: Pool) -> None:
+        """Look after Chrome, once a second."""
+        while not self._vitals.done.wait(TEND_S):
+            try:
+                browsers.tend()
+            except Exception as exc:  # whatever it is: without this nobody sees that Chrome is away
+                log.warning("Chrome not tended", extra={"error": first_line(exc)})
 
     def _housekeeper(self) -> None:
         """The fleet's chores, at least twice a tick."""

@@ -17,8 +17,8 @@ from builders import SETTINGS, lease, register_worker, take
 from fleet import CALM, HASTY, Fleet, WatchedShop, WorkerProcess, until
 from pg_proxy import PgProxy
 
-from crawlfleet.crawl import STALE_TURN_S, Exit, Interrupted, LiveCrawl, Source
-from crawlfleet.errors import AuthFailed, Retry, Throttled
+from crawlfleet.crawl import STALE_TURN_S, Exit, LiveCrawl, Source
+from crawlfleet.errors import AuthFailed, Interrupted, Retry, Throttled
 from crawlfleet.sources import Credentials
 from crawlfleet.sources.noop import Noop
 from crawlfleet.store.accounts import intend_refresh, read_credentials

@@ -353,12 +353,16 @@ def test_a_batch_that_waits_for_a_closed_egress_leaves_the_open_ones_to_others(c
     assert take(conn, other) == []
 
 
-def test_a_worker_that_is_full_leaves_its_part_to_the_others(conn: Connection) -> None:
+def test_a_worker_that_is_unable_to_crawl_a_source_leaves_its_part_to_the_others(conn: Connection) -> None:
     batch = shop_batch(conn, users=20, cap=6, workers=2)
-    full, other = register_worker(conn, batch, 0), register_worker(conn, batch, 1)
+    unable, other = register_worker(conn, batch, 0), register_worker(conn, batch, 1)
+    source_id = scalar(conn, "select source_id from source")
 
-    assert renew(conn, full.worker_id, [], is_full=True) == set()
+    assert renew(conn, unable.worker_id, [], unable=[source_id]) == set()
     assert len(take(conn, other)) == 6
+    commit(conn, other, *map(ended, take(conn, unable)))
+    with transaction(conn):
+        assert turn.take(conn, unable, 0, unable=[source_id]) == []
 
 
 # The pace.

@@ -8,14 +8,18 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import requests
 
 from crawlfleet.errors import BadInput
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver  # half a second, and most processes need none
 
 Credentials = dict[str, Any]
 
@@ -30,6 +34,37 @@ class Item:
     kind: str
     external_id: str
     body: Mapping[str, Any]
+
+
+class Page(Protocol):
+    """One page of a real browser, in a context that nobody else sees: Seoul's time, Korean, no images."""
+
+    driver: WebDriver
+    """Ordinary Selenium on the page's one window. What it raises is no verdict yet: prefer the methods."""
+
+    def go(self, url: str) -> None:
+        """Navigate, at the egress's pace. Returns when the document is there; its scripts may still draw."""
+
+    def press(self, css: str) -> None:
+        """Click what the selector finds, at the egress's pace. Bug if there is nothing."""
+
+    def read(self, script: str, *arguments: Any) -> Any:
+        """What a script returns. Read a whole page with one."""
+
+    def settle(self, script: str, *arguments: Any, within_s: float) -> Any:
+        """The first true value that the script returns, asked again and again inside the page; None if there was none.
+
+        Retry with reason `PageLeft` if the page goes elsewhere meanwhile.
+        """
+
+    def set_cookie(self, url: str, name: str, value: str) -> None:
+        """Set a cookie before the first visit."""
+
+    def cookie(self, name: str) -> str | None:
+        """A cookie of the present page."""
+
+    def likeness(self) -> tuple[str, bytes]:
+        """The page as HTML and as a JPEG for a `Bug`, its words and figures made unreadable first. It is of no use after."""
 
 
 class Crawl(Protocol):
@@ -61,6 +96,17 @@ class Crawl(Protocol):
         refusing proxy are raised as the verdict they mean. Close the response (`with`).
         """
 
+    def browse(self) -> AbstractContextManager[Page]:
+        """A page of a real browser, leaving by the account's egress. One at a time; only if `needs_browser`."""
+
+    def login(self, submit: Callable[[Credentials], Credentials]) -> None:
+        """Submit a password exactly once, whatever dies meanwhile, and keep the session it gives.
+
+        `submit(credentials)` submits it and returns the credentials with the new session; AuthFailed if it was refused.
+        Anything else that it raises leaves open whether the password was seen, unless it is `never_sent`: then the
+        account waits for a person (reason LoginInterrupted).
+        """
+
     def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
         """Rotate the account's tokens exactly once, whatever dies meanwhile (design: refresh protocol).
 
@@ -77,6 +123,8 @@ class Adapter(Protocol):
 
     It names the platform: two sources that crawl one address through one IP are refused.
     """
+    needs_browser: ClassVar[bool]
+    """Whether `crawl` may ask for a page: then a Chrome runs beside each worker."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Raises BadInput, naming the option, for unknown or wrong ones."""

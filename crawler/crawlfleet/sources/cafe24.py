@@ -60,6 +60,7 @@ class Cafe24:
     """Option: `days` back from now whose orders are read (default 7). Kinds: `order`, `product`."""
 
     official_url: ClassVar[str | None] = OFFICIAL_URL
+    needs_browser: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         check_known("cafe24", options, ("days",))

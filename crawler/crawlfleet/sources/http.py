@@ -18,7 +18,7 @@ import requests
 import urllib3.exceptions as u3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import ConnectionPool
+from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool
 
 from crawlfleet.errors import Blocked, Bug, Retry
 
@@ -94,6 +94,12 @@ class _KnownConnectionsAdapter(HTTPAdapter):
         known = _KnownHTTPSConnection if pool.scheme == "https" else _KnownHTTPConnection
         pool.ConnectionCls = functools.partial(known, connections=self._connections)  # type: ignore[attr-defined]  # an instance's own class
         return pool
+
+
+def known_pools(connections: Connections) -> dict[str, type[ConnectionPool]]:
+    """For a urllib3 PoolManager (Selenium has one) whose sockets `connections` shall know."""
+    known = functools.partial(_KnownHTTPConnection, connections=connections)
+    return {"http": type("KnownPool", (HTTPConnectionPool,), {"ConnectionCls": known})}
 
 
 def open_session(connections: Connections, proxy: str | None) -> requests.Session:

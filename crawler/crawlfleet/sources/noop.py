@@ -19,6 +19,7 @@ class Noop:
     """
 
     official_url: ClassVar[str | None] = None
+    needs_browser: ClassVar[bool] = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         check_known("noop", options, ("duration_s", "items", "body_bytes"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,14 @@ def register(conn: Connection, batch_id: int, ordinal: int, slots: int, process:
 
 
 def renew(
-    conn: Connection, worker_id: int, leases: Sequence[Lease], *, is_full: bool = False
+    conn: Connection, worker_id: int, leases: Sequence[Lease], *, unable: Collection[int] = ()
 ) -> set[int] | None:
     """Renew these permits and the registration: the lease ids renewed, None if the registration was ended.
 
-    A worker that says that it is full contends for no permits: the others take its part.
+    For the sources that it says it is `unable` to crawl now a worker does not contend: the others take its part.
     """
     with transaction(conn):
-        if conn.execute(sql("renew_worker"), {"worker": worker_id, "is_full": is_full}).fetchone() is None:
+        if conn.execute(sql("renew_worker"), {"worker": worker_id, "unable": sorted(unable)}).fetchone() is None:
             return None
         if not leases:
             return set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple
@@ -267,16 +267,16 @@ def reserve(conn: Connection, egress_id: int, cut: int) -> tuple[float, float] |
     return None if row is None else (row[0], row[1])
 
 
-def take(conn: Connection, me: Identity, running: int) -> list[Lease]:
+def take(conn: Connection, me: Identity, running: int, unable: Collection[int] = ()) -> list[Lease]:
     """Fill free permits with the best ready tasks, as many as this worker has slots and its share allows.
 
-    `running` crawls are under way in this worker.
+    `running` crawls are under way in this worker; it is `unable` to crawl these sources just now.
     """
     may_take = conn.execute(sql("may_take"), {"worker": me.worker_id}).fetchone()
     slots, tick = may_take or (0, 0)
     if slots <= running:
         return []
-    rooms = [Room(*row) for row in conn.execute(sql("room"), {"batch": me.batch_id})]
+    rooms = [Room(*row) for row in conn.execute(sql("room"), {"batch": me.batch_id, "unable": sorted(unable)})]
     wanted = sorted((r for r in rooms if r.head is not None and r.free > 0), key=lambda r: r.head or 0)
     if not wanted:
         return []

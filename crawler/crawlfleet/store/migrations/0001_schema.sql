@@ -88,7 +88,7 @@ create table worker (
     slots integer not null check (slots > 0),
     pid integer not null,
     draining boolean not null default false,
-    is_full boolean not null default false,
+    unable smallint[] not null default '{}',
     host text not null,
     pid_space text not null
 ) with (fillfactor = 50);

@@ -99,8 +99,8 @@ returning refresh_tries
 -- If somebody parked the account over the old token meanwhile, it is well again.
 update account
 set credentials = %(credentials)s, generation = generation + 1, refresh_tries = 0, refresh_lease = null,
-    state = case when reason in ('RefreshLost', 'RefreshRefused') and state = 'auth' then 'ok' else state end,
-    reason = case when reason in ('RefreshLost', 'RefreshRefused') and state = 'auth' then null else reason end
+    state = case when reason in ('RefreshLost', 'RefreshRefused', 'LoginInterrupted') and state = 'auth' then 'ok' else state end,
+    reason = case when reason in ('RefreshLost', 'RefreshRefused', 'LoginInterrupted') and state = 'auth' then null else reason end
 where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s
 returning generation
 

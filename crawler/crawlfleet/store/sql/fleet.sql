@@ -30,7 +30,7 @@ returning p.lease_id
 
 -- name: renew_worker
 -- No row: this registration was ended by housekeeping, the process must stop.
-update worker w set renewed_tick = f.tick, is_full = %(is_full)s
+update worker w set renewed_tick = f.tick, unable = %(unable)s::smallint[]
 from fleet f where w.worker_id = %(worker)s and w.ended_at is null
 returning f.tick
 

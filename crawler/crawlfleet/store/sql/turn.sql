@@ -126,7 +126,8 @@ where egress_id = %(egress)s and no = %(no)s and lease_id = %(lease)s and worker
 for key share
 
 -- name: room
--- Per egress of the batch: what is open and free, and the rank of the best ready task there (null: none).
+-- Per egress of the batch that the worker is able to crawl by: what is open and free, and the rank of the best ready task
+-- there (null: none).
 select e.egress_id, open_permits(e) as open,
     (select count(*) from permit p where p.egress_id = e.egress_id and p.lease_id is null and p.no < open_permits(e)) as free,
     (
@@ -134,20 +135,20 @@ select e.egress_id, open_permits(e) as open,
         order by t.rank, t.shard, t.task_no limit 1
     ) as head
 from batch_source b join egress e using (source_id)
-where b.batch_id = %(batch)s
+where b.batch_id = %(batch)s and b.source_id <> all(%(unable)s::smallint[])
 
 -- name: contenders
 -- The live workers that may take at an egress of the batch, with what they hold there: their batch has ready work there.
 with held as materialized (
     select worker_id, egress_id, count(*) as permits from permit where lease_id is not null group by worker_id, egress_id
 ), taker as materialized (
-    select w.worker_id, w.batch_id,
+    select w.worker_id, w.batch_id, w.unable,
         coalesce(b.max_concurrent, w.slots) - coalesce((select sum(permits) from held h where h.worker_id = w.worker_id), 0)::int as free_slots
     from worker w join batch b using (batch_id) cross join fleet f
-    where w.ended_at is null and not w.draining and not w.is_full and w.ordinal < b.worker_limit and f.tick - w.renewed_tick <= 2
+    where w.ended_at is null and not w.draining and w.ordinal < b.worker_limit and f.tick - w.renewed_tick <= 2
         and b.state = 'running' and not b.suspended and b.stop = 'none'
 ), wanted as materialized (
-    select b.batch_id, e.egress_id
+    select b.batch_id, e.source_id, e.egress_id
     from (select distinct batch_id from taker) b
     join batch_source s using (batch_id)
     join egress e using (source_id)
@@ -160,6 +161,7 @@ with held as materialized (
 select k.worker_id, k.batch_id, d.egress_id, k.free_slots,
     coalesce((select permits from held h where h.worker_id = k.worker_id and h.egress_id = d.egress_id), 0)::int as held
 from taker k join wanted d using (batch_id)
+where d.source_id <> all(k.unable)
 
 -- name: may_take
 -- Whether this worker may take at all, how many slots it has, and the tick: no row means no.

@@ -1,0 +1,123 @@
+"""The Chrome DevTools Protocol over one websocket: calls with a deadline, and events of single pages.
+
+Selenium works inside a page. This makes and disposes the browser contexts around it, and sets what WebDriver has no word
+for. One thread reads; any thread may call. Protocol: https://chromedevtools.github.io/devtools-protocol/
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any
+
+from websocket import WebSocketException, create_connection
+
+CALL_S = 5.0
+
+Params = dict[str, Any]
+
+
+class CdpFailed(Exception):
+    """Chrome refused a call, did not answer it in time, or is gone."""
+
+
+class Cdp:
+    """A connection to the browser endpoint. Contexts made with `disposeOnDetach` end with it."""
+
+    def __init__(self, url: str, *, timeout_s: float = CALL_S) -> None:
+        """Raises CdpFailed if nobody answers there."""
+        try:
+            self._socket = create_connection(
+                url, timeout=timeout_s, suppress_origin=True, enable_multithread=True
+            )
+        except (OSError, WebSocketException) as exc:
+            raise CdpFailed(f"Chrome does not answer at its DevTools address ({type(exc).__name__})") from exc
+        self._socket.settimeout(None)
+        self._lock = threading.Lock()
+        self._sent = 0
+        self._lost = False
+        self._replies: dict[int, Future[Params]] = {}
+        self._handlers: dict[tuple[str, str], Callable[[Params], None]] = {}
+        threading.Thread(target=self._read, name="cdp", daemon=True).start()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended: Chrome is gone, and every context of ours."""
+        return self._lost
+
+    def call(
+        self, method: str, params: Params | None = None, *, session: str = "", timeout_s: float = CALL_S
+    ) -> Params:
+        """What Chrome answers. `session` is an attached page; CdpFailed if it answers an error, or not in time."""
+        number, reply = self._send(method, params, session)
+        try:
+            return reply.result(timeout_s)
+        except TimeoutError:
+            raise CdpFailed(f"{method} was not answered within {timeout_s:.0f} s") from None
+        finally:
+            self._replies.pop(number, None)
+
+    def tell(self, method: str, params: Params, *, session: str) -> None:
+        """The same without waiting for an answer, as a handler must: it runs in the thread that reads."""
+        with suppress(CdpFailed):
+            number, _ = self._send(method, params, session)
+            self._replies.pop(number, None)
+
+    def on(self, method: str, session: str, handler: Callable[[Params], None]) -> None:
+        """Call `handler` with each such event of that page, until `forget`."""
+        self._handlers[session, method] = handler
+
+    def forget(self, session: str) -> None:
+        """Drop the handlers of a page that is gone."""
+        for key in [key for key in self._handlers if key[0] == session]:
+            del self._handlers[key]
+
+    def close(self) -> None:
+        """Hang up; Chrome then disposes our contexts."""
+        with suppress(OSError, WebSocketException):
+            self._socket.close(timeout=1)
+
+    def _send(self, method: str, params: Params | None, session: str) -> tuple[int, Future[Params]]:
+        message: Params = {"method": method, "params": params or {}}
+        if session:
+            message["sessionId"] = session
+        reply: Future[Params] = Future()
+        with self._lock:
+            if self._lost:
+                raise CdpFailed("Chrome is gone")
+            self._sent += 1
+            number = message["id"] = self._sent
+            self._replies[number] = reply
+            try:
+                self._socket.send(json.dumps(message))
+            except (OSError, WebSocketException) as exc:
+                raise CdpFailed(f"Chrome is gone ({type(exc).__name__})") from exc
+        return number, reply
+
+    def _read(self) -> None:
+        with suppress(OSError, WebSocketException):
+            while text := self._socket.recv():
+                self._dispatch(json.loads(text))
+        with self._lock:
+            self._lost = True
+        for reply in list(self._replies.values()):
+            with suppress(InvalidStateError):
+                reply.set_exception(CdpFailed("Chrome is gone"))
+
+    def _dispatch(self, message: Params) -> None:
+        if "id" not in message:
+            handler = self._handlers.get((message.get("sessionId", ""), message["method"]))
+            if handler is not None:
+                handler(message["params"])
+            return
+        reply = self._replies.get(message["id"])
+        if reply is None:
+            return
+        with suppress(InvalidStateError):
+            if "error" in message:
+                reply.set_exception(CdpFailed(str(message["error"].get("message", "refused"))))
+            else:
+                reply.set_result(message["result"])

@@ -1,0 +1,288 @@
+"""One crawl's page: ordinary Selenium on one window of one browser context, which nobody else has.
+
+The context has its own cookies, caches and storages, and leaves by its crawl's egress. Images and fonts are not loaded.
+Every command ends in time: the page's own time-outs, a limit on chromedriver's answer, and `Connections.shut`, which
+ends a command from outside. Foreign errors become verdicts here.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import requests
+import urllib3.exceptions as u3
+from selenium import webdriver
+from selenium.common.exceptions import (
+    JavascriptException,
+    TimeoutException,
+    UnexpectedAlertPresentException,
+    WebDriverException,
+)
+from selenium.webdriver.remote.client_config import ClientConfig
+from selenium.webdriver.remote.remote_connection import RemoteConnection
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from crawlfleet.browser.cdp import Cdp, CdpFailed
+from crawlfleet.errors import Bug, Crashed, CrawlEnded, Retry
+from crawlfleet.metrics import COMMAND_TIMEOUTS
+from crawlfleet.sources.http import Connections, known_pools, proxy_refused
+
+LOAD_S = 25.0
+SCRIPT_S = 30.0
+COMMAND_S = 35.0
+"""Longer than what the page's own time-outs allow: past it chromedriver itself is stuck."""
+QUIT_S = 3.0
+WINDOW = {"width": 1280, "height": 1600}
+LOCALE = "ko-KR"
+TIME_ZONE = "Asia/Seoul"
+BLOCKED = [f"*.{kind}*" for kind in ("jpg", "jpeg", "png", "gif", "webp", "avif", "ico", "woff", "woff2", "ttf")]
+
+_UNREACHABLE = (
+    "ERR_CONNECTION",
+    "ERR_NAME_NOT_RESOLVED",
+    "ERR_ADDRESS",
+    "ERR_TIMED_OUT",
+    "ERR_EMPTY_RESPONSE",
+    "ERR_NETWORK",
+    "ERR_INTERNET",
+)
+_PROXY = ("ERR_PROXY", "ERR_TUNNEL", "ERR_UNEXPECTED_PROXY_AUTH", "ERR_INVALID_AUTH")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One browser context with one page: `target` names the page's window, `session` is our line to it."""
+
+    context: str
+    target: str
+    session: str
+
+
+def open_context(cdp: Cdp, proxy: str | None) -> Context:
+    """A fresh context that leaves by `proxy` (a URL, credentials and all). Raises CdpFailed."""
+    wanted: dict[str, Any] = {"disposeOnDetach": True}
+    if proxy:
+        parts = urlsplit(proxy)
+        # Chrome would go round a proxy for loopback addresses, where shops and proxies of tests are.
+        wanted |= {"proxyServer": f"{parts.scheme}://{parts.hostname}:{parts.port}", "proxyBypassList": "<-loopback>"}
+    context = cdp.call("Target.createBrowserContext", wanted)["browserContextId"]
+    try:
+        return _open_page(cdp, context, proxy)
+    except CdpFailed:
+        dispose(cdp, context)
+        raise
+
+
+def dispose(cdp: Cdp, context: str) -> bool:
+    """End the context and its pages, hung ones too; False if Chrome did not say that it has."""
+    try:
+        cdp.call("Target.disposeBrowserContext", {"browserContextId": context})
+    except CdpFailed:
+        return cdp.is_lost
+    return True
+
+
+def _open_page(cdp: Cdp, context: str, proxy: str | None) -> Context:
+    target = cdp.call("Target.createTarget", {"url": "about:blank", "browserContextId": context, **WINDOW})["targetId"]
+    session = cdp.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+    cdp.call("Browser.setDownloadBehavior", {"behavior": "deny", "browserContextId": context})
+    for method, params in (
+        ("Network.enable", {"maxTotalBufferSize": 0, "maxResourceBufferSize": 0}),
+        ("Network.setBlockedURLs", {"urls": BLOCKED}),
+        ("Emulation.setTimezoneOverride", {"timezoneId": TIME_ZONE}),
+        ("Emulation.setLocaleOverride", {"locale": LOCALE}),
+    ):
+        cdp.call(method, params, session=session)
+    if proxy and (parts := urlsplit(proxy)).username:
+        _answer_proxy(cdp, session, unquote(parts.username or ""), unquote(parts.password or ""))
+    return Context(context, target, session)
+
+
+def _answer_proxy(cdp: Cdp, session: str, username: str, password: str) -> None:
+    """Give the proxy its credentials when it asks. Once it has them Chrome sends them by itself, so that only
+    documents have to be stopped on their way; asked a second time for one request, they were wrong."""
+    asked: set[str] = set()
+
+    def challenged(event: dict[str, Any]) -> None:
+        known, request = event["authChallenge"].get("source") == "Proxy", event["requestId"]
+        answer = {"response": "CancelAuth"}
+        if known and request not in asked:
+            asked.add(request)
+            answer = {"response": "ProvideCredentials", "username": username, "password": password}
+        cdp.tell("Fetch.continueWithAuth", {"requestId": request, "authChallengeResponse": answer}, session=session)
+
+    def stopped(event: dict[str, Any]) -> None:
+        cdp.tell("Fetch.continueRequest", {"requestId": event["requestId"]}, session=session)
+
+    cdp.on("Fetch.authRequired", session, challenged)
+    cdp.on("Fetch.requestPaused", session, stopped)
+    patterns = [{"urlPattern": "*", "resourceType": "Document"}]
+    cdp.call("Fetch.enable", {"handleAuthRequests": True, "patterns": patterns}, session=session)
+
+
+def attach(webdriver_url: str, cdp_url: str, context: Context, connections: Connections) -> WebDriver:
+    """Selenium on the context's window. Its sockets are known to `connections`."""
+    options = webdriver.ChromeOptions()
+    options.debugger_address = urlsplit(cdp_url).netloc
+    options.page_load_strategy = "eager"
+    options.unhandled_prompt_behavior = "dismiss"
+    config = ClientConfig(remote_server_addr=webdriver_url, timeout=round(COMMAND_S))
+    remote = RemoteConnection(client_config=config, init_args_for_pool_manager={"init_args_for_pool_manager": {"retries": False}})
+    remote._conn.pool_classes_by_scheme = known_pools(connections)
+    driver = webdriver.Remote(command_executor=remote, options=options)
+    try:
+        driver.set_page_load_timeout(LOAD_S)
+        driver.set_script_timeout(SCRIPT_S)
+        driver.switch_to.window(context.target)
+        if driver.current_window_handle != context.target:
+            raise Crashed("WrongWindow", "the browser handed out a window that is not this crawl's")
+    except BaseException:
+        quit_session(webdriver_url, driver)
+        raise
+    return driver
+
+
+def quit_session(webdriver_url: str, driver: WebDriver) -> bool:
+    """End the Selenium session, not its Chrome, by a connection of its own; False if chromedriver does not answer."""
+    try:
+        return requests.delete(f"{webdriver_url}/session/{driver.session_id}", timeout=QUIT_S).ok
+    except requests.RequestException:
+        return False
+    finally:
+        with suppress(OSError):
+            driver.command_executor.close()  # type: ignore[union-attr]  # always our RemoteConnection
+
+
+class Page:
+    """Implements `sources.Page`. `turn` waits for the crawl's turn at its egress, `check` ends a crawl that must not go on."""
+
+    def __init__(
+        self,
+        driver: WebDriver,
+        cdp: Cdp,
+        context: Context,
+        *,
+        turn: Callable[[], None],
+        check: Callable[[], None],
+    ) -> None:
+        self.driver = driver
+        self._cdp = cdp
+        self._context = context
+        self._turn = turn
+        self._check = check
+
+    def go(self, url: str) -> None:
+        self._turn()
+        with verdicts(self._check):
+            self.driver.get(url)
+
+    def press(self, css: str) -> None:
+        self._turn()
+        if not self.read("const e = document.querySelector(arguments[0]); e && e.click(); return Boolean(e)", css):
+            raise Bug("NothingToPress", f"the page has no {css}")
+
+    def read(self, script: str, *arguments: Any) -> Any:
+        self._check()
+        with verdicts(self._check):
+            return self.driver.execute_script(script, *arguments)
+
+    def settle(self, script: str, *arguments: Any, within_s: float) -> Any:
+        self._check()
+        with verdicts(self._check):
+            return self.driver.execute_async_script(_SETTLE, script, list(arguments), round(within_s * 1000))
+
+    def set_cookie(self, url: str, name: str, value: str) -> None:
+        with verdicts(self._check):
+            self._cdp.call("Network.setCookie", {"url": url, "name": name, "value": value}, session=self._context.session)
+
+    def cookie(self, name: str) -> str | None:
+        with verdicts(self._check):
+            found = self.driver.get_cookie(name)
+        return None if found is None else str(found["value"])
+
+    def likeness(self) -> tuple[str, bytes]:
+        with verdicts(self._check):
+            html = str(self.driver.execute_script(_REDACT))
+            shot = self._cdp.call(
+                "Page.captureScreenshot", {"format": "jpeg", "quality": 40}, session=self._context.session
+            )
+        return html, base64.b64decode(shot["data"])
+
+
+_SETTLE = """
+const [body, given, withinMs, done] = arguments, ends = performance.now() + withinMs;
+const look = new Function(body);
+(function again() {
+    const seen = look(...given);
+    if (seen || performance.now() > ends) done(seen || null); else setTimeout(again, 50);
+})();
+"""
+
+_REDACT = """
+const kept = 'title,h1,h2,h3,button,label,th,legend';
+const hide = text => text.replace(/\\S+@\\S+/g, 'x@x').replace(/\\d/g, '0');
+const walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
+const gone = [...document.querySelectorAll('script,style,link,meta,img,svg,iframe')];
+for (let node; (node = walker.nextNode());) {
+    const open = node.parentElement && node.parentElement.closest(kept);
+    node.data = open ? hide(node.data) : hide(node.data).replace(/[\\p{L}]/gu, 'x');
+}
+gone.forEach(element => element.remove());
+for (const element of document.querySelectorAll('*'))
+    for (const {name, value} of [...element.attributes])
+        if (!/^(class|id|name|type|role|href|action)$/.test(name)) element.setAttribute(name, value.replace(/[\\p{L}\\d]/gu, 'x'));
+        else if (/^(href|action)$/.test(name)) element.setAttribute(name, value.split(/[?#]/)[0].replace(/\\d/g, '0'));
+document.querySelectorAll('input,textarea').forEach(field => { field.value = ''; });
+return document.documentElement.outerHTML.replace(/\\s+/g, ' ').slice(0, 8000);
+"""
+
+
+@contextmanager
+def verdicts(check: Callable[[], None]) -> Iterator[None]:
+    """Translate what Selenium and Chrome raise. A command that `Connections.shut` has ended raises why first (`check`)."""
+    try:
+        yield
+    except (WebDriverException, u3.HTTPError, requests.RequestException, OSError, CdpFailed) as exc:
+        check()
+        raise _verdict(exc) from None  # the chain may show a page's address and what was typed there
+
+
+def _verdict(exc: Exception) -> CrawlEnded:
+    words = str(getattr(exc, "msg", None) or exc)
+    if isinstance(exc, UnexpectedAlertPresentException):
+        return Retry("Alert", "the page opened an alert in the middle of a command")
+    if isinstance(exc, u3.ReadTimeoutError):
+        COMMAND_TIMEOUTS.inc()
+        return Crashed("DriverStuck", f"chromedriver did not answer within {COMMAND_S:.0f} s")
+    if isinstance(exc, TimeoutException) and "receiving message from renderer" not in words:
+        COMMAND_TIMEOUTS.inc()
+        return Retry("PageTimeout", f"the page took longer than {LOAD_S:.0f} s")
+    if isinstance(exc, TimeoutException):
+        COMMAND_TIMEOUTS.inc()
+        return Retry("PageHangs", "the page did not answer: a script of it runs without end")
+    if "net::" in words:
+        return _of_navigation(words.partition("net::")[2])
+    if isinstance(exc, JavascriptException):
+        return Bug("ScriptFailed", "a script on the page failed; the page is not as the adapter expects it")
+    if "crash" in words:
+        return Crashed("TabCrashed", "the page crashed its renderer, perhaps for lack of memory")
+    return Crashed("BrowserLost", f"the browser ended or lost the page ({type(exc).__name__})")
+
+
+def _of_navigation(error: str) -> CrawlEnded:
+    """By Chromium's net_error_list.h."""
+    name = error.split()[0] if error.strip() else "ERR"
+    if name.startswith(_PROXY):
+        return proxy_refused()
+    if name.startswith(_UNREACHABLE):
+        return Retry("ConnectFailed", f"the shop could not be reached ({name}); check that it is up and its baseURL")
+    if name.startswith("ERR_TOO_MANY_REDIRECTS"):
+        return Retry("Redirected", "the shop redirects without end")
+    if name.startswith("ERR_ABORTED"):
+        return Bug("NoPage", "the shop answered with a download or nothing where a page was expected")
+    return Retry("PageFailed", f"the page could not be loaded ({name})")
