@@ -14,9 +14,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from builders import ended, plan_batch, register_worker, shop_batch
+from builders import commit, ended, plan_batch, register_worker, shop_batch, take
 
+from crawlfleet.crawl import encode
 from crawlfleet.errors import Retry
+from crawlfleet.sources import Item
 from crawlfleet.store import turn
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
@@ -162,3 +164,24 @@ def test_chores_of_another_batch_do_not_read_this_one(conn: Connection, full: in
 
         assert plans.of(statement), statement
         assert [offences(plan) for plan in plans.of(statement) if offences(plan)] == [], statement
+
+
+def test_items_are_compared_by_key_however_many_there_are(conn: Connection) -> None:
+    """Without statistics, as in the first minutes of a fleet, where a join would read the whole table each time."""
+    conn.execute("alter table item set (autovacuum_enabled = off)")
+    me = register_worker(conn, shop_batch(conn, users=2 * PREPARED_GENERICALLY, cap=1))
+    plans = Plans(conn)
+
+    for turn_no in range(2 * PREPARED_GENERICALLY):
+        [lease] = take(conn, me)
+        rows = [encode(Item("order", f"{turn_no}-{no}", {"no": no})) for no in range(MANY)]
+        commit(conn, me, ended(lease, rows=rows))
+
+    read = [
+        node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+        for plan in plans.of("upsert_items")
+        for node in nodes(plan)
+        if node.get("Relation Name") == "item" and "Scan" in node["Node Type"]
+    ]
+    assert len(read) == 2 * PREPARED_GENERICALLY
+    assert max(read) <= MANY

@@ -104,16 +104,17 @@ where egress_id = %(egress)s
 
 -- name: upsert_items
 -- Sorted by key (two writers in one order never deadlock); what did not change is written once a day (seen_on).
+-- Each record looks up its own row: a subquery that may become a join reads the whole table while its statistics are young.
 insert into item as i (user_id, source_id, kind, external_id, fetched_at, seen_on, hash, body)
 select w.user_id, w.source_id, w.kind, w.external_id, now(), current_date, w.hash, w.body
 from unnest(
     %(users)s::bigint[], %(sources)s::int[], %(kinds)s::text[], %(ids)s::text[], %(hashes)s::bytea[], %(bodies)s::jsonb[]
 ) as w (user_id, source_id, kind, external_id, hash, body)
-where not exists (
-    select from item k
+where (
+    select k.hash = w.hash and k.seen_on = current_date
+    from item k
     where k.user_id = w.user_id and k.source_id = w.source_id and k.kind = w.kind and k.external_id = w.external_id
-        and k.hash = w.hash and k.seen_on = current_date
-)
+) is not true
 order by 1, 2, 3, 4
 on conflict (user_id, source_id, kind, external_id) do update
 set fetched_at = case when i.hash = excluded.hash then i.fetched_at else excluded.fetched_at end,
