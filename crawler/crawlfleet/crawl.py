@@ -41,7 +41,9 @@ from crawlfleet.tokens import POST_S, Tokens
 from crawlfleet.tokens import Connections as Database
 
 if TYPE_CHECKING:
-    from crawlfleet.browser.pool import Pool  # imports Selenium, which a worker without a browser need not have
+    from crawlfleet.browser.pool import (
+        Pool,  # imports Selenium, which a worker without a browser need not have
+    )
 
 log = logging.getLogger(__name__)
 

@@ -37,8 +37,12 @@ LAST_RENEWAL = Gauge("crawlfleet_last_renewal_timestamp_seconds", "When the perm
 BROWSER_CONTEXTS = Gauge("crawlfleet_browser_contexts", "Browser contexts that crawls of this worker use.")
 BROWSER_MEMORY = Gauge("crawlfleet_browser_memory_bytes", "Memory of the Chrome beside this worker.")
 BROWSER_LAUNCH = Gauge("crawlfleet_browser_launch_seconds", "How long Chrome's last launch took.")
-BROWSER_RESTARTS = Counter("crawlfleet_browser_restarts_total", "Chrome was started afresh, by reason.", ["reason"])
-COMMAND_TIMEOUTS = Counter("crawlfleet_browser_command_timeouts_total", "Browser commands that took too long.")
+BROWSER_RESTARTS = Counter(
+    "crawlfleet_browser_restarts_total", "Chrome was started afresh, by reason.", ["reason"]
+)
+COMMAND_TIMEOUTS = Counter(
+    "crawlfleet_browser_command_timeouts_total", "Browser commands that took too long."
+)
 BUILD = Gauge("crawlfleet_build_info", "Always 1.", ["version"])
 
 

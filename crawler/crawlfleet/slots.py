@@ -21,7 +21,17 @@ from psycopg_pool import ConnectionPool
 from crawlfleet import metrics
 from crawlfleet.crawl import Exit, LiveCrawl, Source, encode
 from crawlfleet.credentials import KeyRing, proxy_context, redact
-from crawlfleet.errors import (AuthFailed, BadConfiguration, BadInput, Bug, Crashed, CrawlEnded, CrawlfleetError, Interrupted, Verdict)
+from crawlfleet.errors import (
+    AuthFailed,
+    BadConfiguration,
+    BadInput,
+    Bug,
+    Crashed,
+    CrawlEnded,
+    CrawlfleetError,
+    Interrupted,
+    Verdict,
+)
 from crawlfleet.leases import Leases
 from crawlfleet.sources import load_adapter
 from crawlfleet.store import sources, turn

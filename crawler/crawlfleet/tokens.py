@@ -177,9 +177,7 @@ class Tokens:
         with self._connections() as conn:
             return accounts.intend_refresh(conn, *self._account, stored, self._lease_id)
 
-    def _post_and_store(
-        self, rule: Rule, post: Callable[[Credentials], Credentials], stored: Stored
-    ) -> None:
+    def _post_and_store(self, rule: Rule, post: Callable[[Credentials], Credentials], stored: Stored) -> None:
         with self._pending:
             try:
                 new = post(self.credentials)

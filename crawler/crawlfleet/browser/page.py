@@ -40,7 +40,9 @@ QUIT_S = 3.0
 WINDOW = {"width": 1280, "height": 1600}
 LOCALE = "ko-KR"
 TIME_ZONE = "Asia/Seoul"
-BLOCKED = [f"*.{kind}*" for kind in ("jpg", "jpeg", "png", "gif", "webp", "avif", "ico", "woff", "woff2", "ttf")]
+BLOCKED = [
+    f"*.{kind}*" for kind in ("jpg", "jpeg", "png", "gif", "webp", "avif", "ico", "woff", "woff2", "ttf")
+]
 
 _UNREACHABLE = (
     "ERR_CONNECTION",
@@ -69,7 +71,10 @@ def open_context(cdp: Cdp, proxy: str | None) -> Context:
     if proxy:
         parts = urlsplit(proxy)
         # Chrome would go round a proxy for loopback addresses, where shops and proxies of tests are.
-        wanted |= {"proxyServer": f"{parts.scheme}://{parts.hostname}:{parts.port}", "proxyBypassList": "<-loopback>"}
+        wanted |= {
+            "proxyServer": f"{parts.scheme}://{parts.hostname}:{parts.port}",
+            "proxyBypassList": "<-loopback>",
+        }
     context = cdp.call("Target.createBrowserContext", wanted)["browserContextId"]
     try:
         return _open_page(cdp, context, proxy)
@@ -88,7 +93,9 @@ def dispose(cdp: Cdp, context: str) -> bool:
 
 
 def _open_page(cdp: Cdp, context: str, proxy: str | None) -> Context:
-    target = cdp.call("Target.createTarget", {"url": "about:blank", "browserContextId": context, **WINDOW})["targetId"]
+    target = cdp.call("Target.createTarget", {"url": "about:blank", "browserContextId": context, **WINDOW})[
+        "targetId"
+    ]
     session = cdp.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
     cdp.call("Browser.setDownloadBehavior", {"behavior": "deny", "browserContextId": context})
     for method, params in (
@@ -114,7 +121,9 @@ def _answer_proxy(cdp: Cdp, session: str, username: str, password: str) -> None:
         if known and request not in asked:
             asked.add(request)
             answer = {"response": "ProvideCredentials", "username": username, "password": password}
-        cdp.tell("Fetch.continueWithAuth", {"requestId": request, "authChallengeResponse": answer}, session=session)
+        cdp.tell(
+            "Fetch.continueWithAuth", {"requestId": request, "authChallengeResponse": answer}, session=session
+        )
 
     def stopped(event: dict[str, Any]) -> None:
         cdp.tell("Fetch.continueRequest", {"requestId": event["requestId"]}, session=session)
@@ -132,7 +141,9 @@ def attach(webdriver_url: str, cdp_url: str, context: Context, connections: Conn
     options.page_load_strategy = "eager"
     options.unhandled_prompt_behavior = "dismiss"
     config = ClientConfig(remote_server_addr=webdriver_url, timeout=round(COMMAND_S))
-    remote = RemoteConnection(client_config=config, init_args_for_pool_manager={"init_args_for_pool_manager": {"retries": False}})
+    remote = RemoteConnection(
+        client_config=config, init_args_for_pool_manager={"init_args_for_pool_manager": {"retries": False}}
+    )
     remote._conn.pool_classes_by_scheme = known_pools(connections)
     driver = webdriver.Remote(command_executor=remote, options=options)
     try:
@@ -183,7 +194,9 @@ class Page:
 
     def press(self, css: str) -> None:
         self._turn()
-        if not self.read("const e = document.querySelector(arguments[0]); e && e.click(); return Boolean(e)", css):
+        if not self.read(
+            "const e = document.querySelector(arguments[0]); e && e.click(); return Boolean(e)", css
+        ):
             raise Bug("NothingToPress", f"the page has no {css}")
 
     def read(self, script: str, *arguments: Any) -> Any:
@@ -198,7 +211,9 @@ class Page:
 
     def set_cookie(self, url: str, name: str, value: str) -> None:
         with verdicts(self._check):
-            self._cdp.call("Network.setCookie", {"url": url, "name": name, "value": value}, session=self._context.session)
+            self._cdp.call(
+                "Network.setCookie", {"url": url, "name": name, "value": value}, session=self._context.session
+            )
 
     def cookie(self, name: str) -> str | None:
         with verdicts(self._check):
@@ -267,6 +282,8 @@ def _verdict(exc: Exception) -> CrawlEnded:
         return Retry("PageHangs", "the page did not answer: a script of it runs without end")
     if "net::" in words:
         return _of_navigation(words.partition("net::")[2])
+    if isinstance(exc, JavascriptException) and ("navigation" in words or "unloaded" in words):
+        return Retry("PageLeft", "the page went elsewhere while it was read")
     if isinstance(exc, JavascriptException):
         return Bug("ScriptFailed", "a script on the page failed; the page is not as the adapter expects it")
     if "crash" in words:
@@ -280,7 +297,9 @@ def _of_navigation(error: str) -> CrawlEnded:
     if name.startswith(_PROXY):
         return proxy_refused()
     if name.startswith(_UNREACHABLE):
-        return Retry("ConnectFailed", f"the shop could not be reached ({name}); check that it is up and its baseURL")
+        return Retry(
+            "ConnectFailed", f"the shop could not be reached ({name}); check that it is up and its baseURL"
+        )
     if name.startswith("ERR_TOO_MANY_REDIRECTS"):
         return Retry("Redirected", "the shop redirects without end")
     if name.startswith("ERR_ABORTED"):

@@ -126,7 +126,9 @@ class Pool:
         with self._lock:
             if not self.is_able or self._cdp is None or self._status is None:
                 why = self._status.why if self._status else ""
-                raise Interrupted("BrowserUnavailable", why or "Chrome is being started afresh", retry_after_s=AGAIN_S)
+                raise Interrupted(
+                    "BrowserUnavailable", why or "Chrome is being started afresh", retry_after_s=AGAIN_S
+                )
             self._open += 1
             self._jobs += 1
             return self._cdp, self._status

@@ -104,7 +104,10 @@ def renew(
     For the sources that it says it is `unable` to crawl now a worker does not contend: the others take its part.
     """
     with transaction(conn):
-        if conn.execute(sql("renew_worker"), {"worker": worker_id, "unable": sorted(unable)}).fetchone() is None:
+        if (
+            conn.execute(sql("renew_worker"), {"worker": worker_id, "unable": sorted(unable)}).fetchone()
+            is None
+        ):
             return None
         if not leases:
             return set()

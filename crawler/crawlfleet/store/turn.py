@@ -276,7 +276,9 @@ def take(conn: Connection, me: Identity, running: int, unable: Collection[int] =
     slots, tick = may_take or (0, 0)
     if slots <= running:
         return []
-    rooms = [Room(*row) for row in conn.execute(sql("room"), {"batch": me.batch_id, "unable": sorted(unable)})]
+    rooms = [
+        Room(*row) for row in conn.execute(sql("room"), {"batch": me.batch_id, "unable": sorted(unable)})
+    ]
     wanted = sorted((r for r in rooms if r.head is not None and r.free > 0), key=lambda r: r.head or 0)
     if not wanted:
         return []

@@ -1,0 +1,346 @@
+"""Ably's seller admin: the order items of one seller, by Selenium (`dom`) or by its JSON API after a login (`http`).
+
+Used by the worker through `sources.Adapter`. What a page or a reply means is in `ably_pages`. A password is submitted
+through `Crawl.login` alone, which does it once; the session that it gave is used until the shop ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, ClassVar
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from crawlfleet import __version__
+from crawlfleet.errors import AuthFailed, BadInput, Bug, CrawlEnded, Retry
+from crawlfleet.sources import KST, Crawl, Credentials, Item, Page
+from crawlfleet.sources.ably_pages import (
+    LOOK,
+    SETTLED,
+    Facts,
+    Selectors,
+    Sight,
+    classify,
+    classify_reply,
+    ending,
+    login_ending,
+    orders_of,
+)
+from crawlfleet.sources.options import check_known, whole_number
+from crawlfleet.sources.redaction import redact_value
+from crawlfleet.sources.replies import Body
+
+OFFICIAL_URL = "https://my.a-bly.com"
+OFFICIAL_API = "https://api.a-bly.com"
+COOKIE = "ably-seller-admin-jwt-token"
+PASSES = 5
+PER_PAGE = 100
+SETTLE_S = 20.0
+LOGIN_S = 20.0
+
+Rows = dict[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are, below the base URL; `api_orders` is below the API's, and may be a whole URL."""
+
+    login: str = "/login"
+    home: str = "/dashboard"
+    orders: str = "/orders"
+    api_orders: str = "/seller/order_items/"
+
+
+class Ably:
+    """Options: `days` back from now (default 7), `strategy` `dom` or `http`, `selectors`, `paths`. Kind: `order_item`."""
+
+    official_url: ClassVar[str | None] = OFFICIAL_URL
+    needs_browser: ClassVar[bool] = True
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        check_known("ably", options, ("days", "strategy", "selectors", "paths"))
+        self._days = whole_number("ably", options, "days", 7, least=1, most=3650)
+        self._selectors = replace(Selectors(), **_texts(options, "selectors", Selectors.__dataclass_fields__))
+        self._paths = replace(Paths(), **_texts(options, "paths", Paths.__dataclass_fields__))
+        strategy = options.get("strategy", "dom")
+        if strategy not in ("dom", "http"):
+            raise BadInput(f"ably: option 'strategy' must be 'dom' or 'http', not {strategy!r}")
+        self._read = self._read_dom if strategy == "dom" else self._read_http
+
+    def check_credentials(self, credentials: Credentials) -> None:
+        """Raise BadInput unless there are email and password, or a token."""
+        for name in credentials:
+            if name not in ("email", "password", "token"):
+                raise BadInput(f"ably: unknown credential {name!r}; known: email, password, token")
+        for name, value in credentials.items():
+            if value and (not isinstance(value, str) or not value.isprintable()):
+                raise BadInput(f"ably: credential {name!r} must be text without control characters")
+        if not credentials.get("token") and not (credentials.get("email") and credentials.get("password")):
+            raise BadInput("ably: credentials must hold 'email' and 'password', or a 'token'")
+
+    def crawl(self, crawl: Crawl) -> Iterator[Item]:
+        """The order items of the window. An item that was seen is yielded, even if it is gone a moment later."""
+        for sno, row in self._read(crawl).items():
+            yield Item("order_item", sno, row)
+
+    def _read_dom(self, crawl: Crawl) -> Rows:
+        with crawl.browse() as page:
+            return Admin(crawl, page, self._selectors, self._paths, self._days).read()
+
+    def _read_http(self, crawl: Crawl) -> Rows:
+        def log_in() -> None:
+            with crawl.browse() as page:
+                Admin(crawl, page, self._selectors, self._paths, self._days).log_in()
+
+        return Api(crawl, self._paths, self._days, log_in).read()
+
+
+def _texts(options: Mapping[str, Any], name: str, known: Iterable[str]) -> dict[str, str]:
+    given = options.get(name, {})
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) and text for text in given.values()):
+        raise BadInput(f"ably: option {name!r} must map names to text")
+    check_known(f"ably: {name}", given, known)
+    return dict(given)
+
+
+def _window(crawl: Crawl, days: int) -> dict[str, str]:
+    today = crawl.now().astimezone(KST).date()
+    return {"start_date": str(today - timedelta(days=days)), "end_date": str(today)}
+
+
+def read_until_agreed(read_pass: Callable[[], tuple[Rows, int]]) -> Rows:
+    """Read all pages again until two passes saw the same items and page count; a single page is one glance.
+
+    Rows that come or go shift the others over the edges of pages meanwhile, where one pass steps over some. What any
+    pass saw is returned. Raises Retry if the list does not rest within PASSES.
+    """
+    seen: Rows = {}
+    before: tuple[set[str], int] | None = None
+    for _ in range(PASSES):
+        rows, pages = read_pass()
+        seen |= rows
+        if pages <= 1 or (set(rows), pages) == before:
+            return seen
+        before = set(rows), pages
+    raise Retry("ListMoved", f"the list of orders did not rest while it was read {PASSES} times")
+
+
+class Admin:
+    """One seller's pages in one browser page."""
+
+    def __init__(self, crawl: Crawl, page: Page, selectors: Selectors, paths: Paths, days: int) -> None:
+        self._crawl = crawl
+        self._page = page
+        self._marks = {**selectors.as_dict(), "api_orders": urlsplit(paths.api_orders).path}
+        self._selectors = selectors
+        self._paths = paths
+        self._base = crawl.base_url or OFFICIAL_URL
+        self._window = _window(crawl, days)
+        self._logged_in = False
+
+    def read(self) -> Rows:
+        """All orders of the window; logs in if there is no living session."""
+        if token := self._crawl.credentials.get("token"):
+            self._page.set_cookie(self._base, COOKIE, token)
+        else:
+            self.log_in()
+        return read_until_agreed(self._read_pages)
+
+    def log_in(self) -> None:
+        """Log in by the page, and keep the session. Raises AuthFailed without a password, or if it was refused."""
+        if not self._crawl.credentials.get("password"):
+            raise AuthFailed(
+                "SessionExpired", "the token has expired and there is no password; import a new token"
+            )
+        facts = self._visit(self._paths.login)
+        if not facts.login:
+            raise self._unknown(facts)
+        self._logged_in = True
+        self._crawl.login(self._submit)
+
+    def _submit(self, credentials: Credentials) -> Credentials:
+        s = self._selectors
+        try:
+            self._page.read(_TYPE, s.email, credentials["email"], s.password, credentials["password"])
+        except CrawlEnded as ended:
+            ended.never_sent = True
+            raise
+        self._page.press(s.submit)
+        facts = self._look(_LEFT_LOGIN, LOGIN_S)
+        if refused := login_ending(classify(facts), facts):
+            raise refused
+        token = self._page.cookie(COOKIE)
+        if not token:
+            raise Retry("LoginUnclear", f"the login succeeded, but set no cookie {COOKIE}")
+        return credentials | {"token": token}
+
+    def _read_pages(self) -> tuple[Rows, int]:
+        facts = self._first_page()
+        rows, pages = dict(facts.rows), facts.max_page
+        for number in range(2, pages + 1):
+            facts = self._turn_to(number)
+            rows |= facts.rows
+            pages = max(pages, facts.max_page)
+        return rows, pages
+
+    def _first_page(self) -> Facts:
+        facts = self._visit(self._paths.orders, {**self._window, "page": "1"}, page_no=1)
+        if facts.login or facts.expired or classify(facts) is Sight.EXPIRED:
+            return self._again_after_login(facts)
+        if classify(facts) is Sight.EMPTY and not self._is_alive():
+            return self._again_after_login(facts)
+        return self._orders(facts)
+
+    def _again_after_login(self, facts: Facts) -> Facts:
+        if self._logged_in:
+            raise Retry(
+                "LoggedOut",
+                f"the shop ended the session right after its login, at {urlsplit(facts.url).path}",
+            )
+        self.log_in()
+        return self._first_page()
+
+    def _is_alive(self) -> bool:
+        """Whether the session still lives: an empty list after a silent logout looks like an empty shop."""
+        facts = self._visit(self._paths.home)
+        if classify(facts) is Sight.HOME:
+            return True
+        if facts.login or facts.expired:
+            return False
+        raise ending(classify(facts), facts) or self._unknown(facts)
+
+    def _turn_to(self, number: int) -> Facts:
+        self._page.press(f'{self._selectors.pagination} [data-page="{number}"]')
+        facts = self._settled(number)
+        if classify(facts) in (Sight.LOGIN, Sight.EXPIRED):
+            raise Retry("LoggedOut", "the session ended while the orders were read")
+        return self._orders(facts)
+
+    def _orders(self, facts: Facts) -> Facts:
+        sight = classify(facts)
+        if sight in (Sight.ORDERS, Sight.EMPTY):
+            return facts
+        raise ending(sight, facts) or self._unknown(facts)
+
+    def _visit(self, path: str, query: Mapping[str, str] | None = None, page_no: int = 0) -> Facts:
+        self._page.go(urljoin(self._base, path) + (f"?{urlencode(query)}" if query else ""))
+        return self._settled(page_no)
+
+    def _settled(self, page_no: int = 0) -> Facts:
+        return self._look(SETTLED, SETTLE_S, page_no)
+
+    def _look(self, script: str, within_s: float, *arguments: Any) -> Facts:
+        """The page once the script says so, or what it is when time is up; a page that is left meanwhile is looked at anew."""
+        for _ in range(4):
+            try:
+                seen = self._page.settle(script, self._marks, *arguments, within_s=within_s)
+                return Facts.of(seen or self._page.read(LOOK, self._marks))
+            except Retry as left:
+                if left.reason != "PageLeft":
+                    raise
+        raise Retry("PageLeft", "the page goes from one address to the next without end")
+
+    def _unknown(self, facts: Facts) -> Bug:
+        html, picture = self._page.likeness()
+        what = f"{urlsplit(facts.url).path} is no page that the adapter knows (status {facts.status})"
+        return Bug(
+            "UnknownPage", f"{what}; see options.selectors and options.paths", snapshot=html, picture=picture
+        )
+
+
+_TYPE = """
+const type = (css, text) => {
+    const field = document.querySelector(css);
+    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, text);
+    field.dispatchEvent(new Event('input', {bubbles: true}));
+    field.dispatchEvent(new Event('change', {bubbles: true}));
+};
+type(arguments[0], arguments[1]);
+type(arguments[2], arguments[3]);
+"""
+"""By the native setter and with events, since the form's framework listens for these."""
+
+_LEFT_LOGIN = (
+    "const seen = (function () {" + LOOK + "}).apply(null, arguments);"
+    "return document.readyState !== 'loading' && (seen.login_error || !seen.login && (seen.home || seen.status >= 400"
+    " || seen.text || Object.keys(seen.rows).length || seen.empty)) ? seen : null;"
+)
+
+
+class Api:
+    """One seller's JSON API, by the session's token."""
+
+    def __init__(self, crawl: Crawl, paths: Paths, days: int, log_in: Callable[[], None]) -> None:
+        self._crawl = crawl
+        self._paths = paths
+        self._base = crawl.base_url or OFFICIAL_URL
+        self._orders = urljoin(crawl.base_url or OFFICIAL_API, paths.api_orders)
+        self._window = _window(crawl, days)
+        self._log_in = log_in
+        self._logged_in = False
+
+    def read(self) -> Rows:
+        """All orders of the window; logs in if there is no living session."""
+        if not self._crawl.credentials.get("token"):
+            self._renew_session()
+        return read_until_agreed(self._read_pages)
+
+    def _renew_session(self) -> None:
+        if self._logged_in:
+            raise Retry("LoggedOut", "the shop ended the session right after its login")
+        self._logged_in = True
+        self._log_in()
+
+    def _read_pages(self) -> tuple[Rows, int]:
+        rows, pages, number = self._page(1)
+        if not rows and not self._is_alive():
+            self._renew_session()
+            return self._read_pages()
+        while number < pages:
+            more, pages, number = self._page(number + 1)
+            rows |= more
+        return rows, pages
+
+    def _page(self, number: int) -> tuple[Rows, int, int]:
+        params = {**self._window, "page": str(number), "per_page": str(PER_PAGE)}
+        body = self._get(self._orders, params)
+        if body is None:
+            self._renew_session()
+            body = self._get(self._orders, params)
+        if body is None:
+            raise Retry("LoggedOut", "the shop ended the session right after its login")
+        items, pages = orders_of(body)
+        return {_sno(item): item for item in items}, pages, number
+
+    def _get(self, url: str, params: Mapping[str, str]) -> bytes | None:
+        """The body of a reply with orders; None if the session has ended."""
+        with self._crawl.request("GET", url, params=params, headers=self._headers()) as response:
+            body = Body(response)
+            content = b"".join(iter(lambda: body.read(2**16), b""))
+            judged = classify_reply(response.status_code, response.headers, content, self._crawl.now())
+        if isinstance(judged, CrawlEnded):
+            raise judged
+        return None if judged is Sight.EXPIRED else content
+
+    def _is_alive(self) -> bool:
+        """Whether the session still lives: the page of the seller leads to the login if it does not."""
+        token = self._crawl.credentials["token"]
+        headers = {**self._headers(), "Cookie": f"{COOKIE}={token}"}
+        with self._crawl.request("GET", urljoin(self._base, self._paths.home), headers=headers) as response:
+            return response.status_code == 200 and b"password" not in Body(response).read_head()
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "Authorization": f"JWT {self._crawl.credentials['token']}",
+            "Origin": self._base,
+            "Referer": f"{self._base}/",
+            "User-Agent": f"crawlfleet/{__version__}",
+        }
+
+
+def _sno(item: Mapping[str, Any]) -> str:
+    sno = item.get("sno")
+    if isinstance(sno, bool) or not isinstance(sno, int | str) or not str(sno):
+        raise Bug("UnexpectedReply", "an order item has no sno", snapshot=redact_value(dict(item)))
+    return str(sno)
