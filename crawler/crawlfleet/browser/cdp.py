@@ -13,7 +13,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
 
-from websocket import WebSocketException, create_connection
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import connect
 
 CALL_S = 5.0
 
@@ -30,12 +31,16 @@ class Cdp:
     def __init__(self, url: str, *, timeout_s: float = CALL_S) -> None:
         """Raises CdpFailed if nobody answers there."""
         try:
-            self._socket = create_connection(
-                url, timeout=timeout_s, suppress_origin=True, enable_multithread=True
+            self._socket = connect(
+                url,
+                compression=None,
+                max_size=None,
+                open_timeout=timeout_s,
+                close_timeout=1,
+                ping_interval=None,
             )
         except (OSError, WebSocketException) as exc:
             raise CdpFailed(f"Chrome does not answer at its DevTools address ({type(exc).__name__})") from exc
-        self._socket.settimeout(None)
         self._lock = threading.Lock()
         self._sent = 0
         self._lost = False
@@ -78,7 +83,7 @@ class Cdp:
     def close(self) -> None:
         """Hang up; Chrome then disposes our contexts."""
         with suppress(OSError, WebSocketException):
-            self._socket.close(timeout=1)
+            self._socket.close()
 
     def _send(self, method: str, params: Params | None, session: str) -> tuple[int, Future[Params]]:
         message: Params = {"method": method, "params": params or {}}
@@ -99,8 +104,8 @@ class Cdp:
 
     def _read(self) -> None:
         with suppress(OSError, WebSocketException):
-            while text := self._socket.recv():
-                self._dispatch(json.loads(text))
+            for message in self._socket:
+                self._dispatch(json.loads(message))
         with self._lock:
             self._lost = True
         for reply in list(self._replies.values()):

@@ -134,16 +134,18 @@ def _answer_proxy(cdp: Cdp, session: str, username: str, password: str) -> None:
     cdp.call("Fetch.enable", {"handleAuthRequests": True, "patterns": patterns}, session=session)
 
 
-def attach(webdriver_url: str, cdp_url: str, context: Context, connections: Connections) -> WebDriver:
-    """Selenium on the context's window. Its sockets are known to `connections`."""
+def attach(webdriver_url: str, chrome_address: str, context: Context, connections: Connections) -> WebDriver:
+    """Selenium on the context's window; it finds Chrome at HOST:PORT. Its sockets are known to `connections`."""
     options = webdriver.ChromeOptions()
-    options.debugger_address = urlsplit(cdp_url).netloc
+    options.debugger_address = chrome_address
     options.page_load_strategy = "eager"
     options.unhandled_prompt_behavior = "dismiss"
-    config = ClientConfig(remote_server_addr=webdriver_url, timeout=round(COMMAND_S))
-    remote = RemoteConnection(
-        client_config=config, init_args_for_pool_manager={"init_args_for_pool_manager": {"retries": False}}
+    config = ClientConfig(
+        remote_server_addr=webdriver_url,
+        timeout=round(COMMAND_S),
+        init_args_for_pool_manager={"init_args_for_pool_manager": {"retries": False}},
     )
+    remote = RemoteConnection(client_config=config)
     remote._conn.pool_classes_by_scheme = known_pools(connections)
     driver = webdriver.Remote(command_executor=remote, options=options)
     try:

@@ -17,6 +17,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from crawlfleet import metrics
 from crawlfleet.browser.cdp import Cdp, CdpFailed
 from crawlfleet.browser.chrome import Chrome, Status
+from crawlfleet.browser.keyhole import Keyhole
 from crawlfleet.browser.page import Context, Page, attach, dispose, open_context, quit_session, verdicts
 from crawlfleet.errors import ChromeUnusable, Interrupted
 from crawlfleet.sources.http import Connections
@@ -143,15 +144,16 @@ class Pool:
     ) -> Iterator[WebDriver]:
         """Selenium on the context. At the end the context goes first: a hung page would hold up everything else."""
         driver: WebDriver | None = None
-        try:
-            with verdicts(check):
-                driver = attach(status.webdriver, status.cdp, context, connections)
-            yield driver
-        finally:
-            cdp.forget(context.session)
-            disposed = dispose(cdp, context.context)
-            if driver is None or not quit_session(status.webdriver, driver) or not disposed:
-                self._soiled = True
+        with Keyhole(status.cdp, context.context, context.target) as keyhole:
+            try:
+                with verdicts(check):
+                    driver = attach(status.webdriver, keyhole.address, context, connections)
+                yield driver
+            finally:
+                cdp.forget(context.session)
+                disposed = dispose(cdp, context.context)
+                if driver is None or not quit_session(status.webdriver, driver) or not disposed:
+                    self._soiled = True
 
     # What `tend` does.
 

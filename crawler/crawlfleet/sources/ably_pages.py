@@ -238,7 +238,8 @@ def orders_of(body: bytes) -> tuple[list[dict[str, Any]], int]:
     if not isinstance(reply, dict) or "error" in reply:
         raise _unexpected(body)
     items, pages = reply.get("order_items"), reply.get("max_page_number")
-    whole = isinstance(pages, int) and not isinstance(pages, bool)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items) or not whole:
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise _unexpected(body)
+    if isinstance(pages, bool) or not isinstance(pages, int):
         raise _unexpected(body)
     return items, pages
