@@ -134,7 +134,11 @@ def _add_accounts(commands: Commands) -> None:
 def _add_questions(commands: Commands) -> None:
     status = _add(commands, "status", "batches.status", "counts, rate, ETA and workers of a batch")
     status.add_argument("batch", nargs="?", metavar="BATCH", help="without it: the recent batches")
-    _add_user(_add(commands, "why", "batches.why", "what a user's tasks did, and what they wait for"))
+    why = _add(commands, "why", "batches.why", "what a user's tasks did, and what they wait for")
+    _add_user(why)
+    why.add_argument(
+        "--save", type=Path, metavar="DIR", help="write the pages that were kept into this folder"
+    )
     results = _add(
         commands, "results", "batches.results", "the items of the accounts that ended ok in a batch"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from crawlfleet.errors import CrawlEnded, Throttled, Verdict
+from crawlfleet.errors import Bug, CrawlEnded, Throttled, Verdict
 
 RETRY_FIRST_S = 2.0
 RETRY_LONGEST_S = 300.0
@@ -41,6 +41,7 @@ class Outcome:
     reason: str = ""
     detail: str = ""
     snapshot: str | None = None
+    picture: bytes | None = None
     retry_after_s: float = 0.0
     account_only: bool = False
     charged: bool = True
@@ -48,9 +49,14 @@ class Outcome:
     @classmethod
     def of(cls, ended: CrawlEnded) -> Outcome:
         """The outcome that an adapter raised."""
-        account_only = isinstance(ended, Throttled) and ended.account_only
         return cls(
-            ended.verdict, ended.reason, ended.detail, ended.snapshot, ended.retry_after_s, account_only
+            ended.verdict,
+            ended.reason,
+            ended.detail,
+            ended.snapshot,
+            picture=ended.picture if isinstance(ended, Bug) else None,
+            retry_after_s=ended.retry_after_s,
+            account_only=isinstance(ended, Throttled) and ended.account_only,
         )
 
 

@@ -13,9 +13,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from crawlfleet.commands.place import Arguments, connection
+from crawlfleet.commands.place import Arguments, command_line, connection
 from crawlfleet.commands.tables import cell, print_table
-from crawlfleet.errors import BadInput
+from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.local.watch import duration, failure_words, line, progress, waits_for
 from crawlfleet.store import accounts, batches, fleet
 from crawlfleet.store.batches import Batch
@@ -80,20 +80,37 @@ def why(arguments: Arguments) -> int:
     for _, source, state, *_, reason in (row[:6] for row in states):
         print(f"account at {source}: {state}" + (f" ({reason})" if reason else ""))
     for (batch, source), rows in groupby(attempts, key=lambda row: row[:2]):
-        _print_attempts(batch, source, list(rows))
+        _print_attempts(batch, source, list(rows), arguments)
     return 0
 
 
-def _print_attempts(batch: str, source: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def _print_attempts(batch: str, source: str, rows: Sequence[tuple[Any, ...]], arguments: Arguments) -> None:
     """One task: its state, then each attempt that did not end ok."""
     _, _, state, verdict, run_after, *_ = rows[0]
     ended = f" ({verdict})" if verdict not in (None, state) else ""
     print(f"{batch}, {source}: {state}{ended}" + (f", not before {cell(run_after)}" if run_after else ""))
-    for at, failed, reason, detail, snapshot in (row[5:] for row in rows):
+    for at, failed, reason, detail, failure_id, snapshot, picture in (row[5:] for row in rows):
         if at:
             print(f"  {cell(at)} {failed}: {reason}" + (f": {detail}" if detail else ""))
-        if snapshot:
+        if picture and arguments.save:
+            print("    page: " + ", ".join(_saved(arguments.save, failure_id, snapshot, picture)))
+        elif picture:
+            again = command_line(arguments, "why", str(arguments.user), "--save", "DIR")
+            print(f"    page: kept with its words made unreadable; to look at it: {again}")
+        elif snapshot:
             print("    snapshot: " + snapshot.replace("\n", "\n    "))
+
+
+def _saved(folder: Path, failure_id: int, html: str, picture: bytes) -> list[str]:
+    """Write a page's HTML and picture into the folder; where they are now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"failure-{failure_id}.html", folder / f"failure-{failure_id}.jpg"]
+        files[0].write_text(html, encoding="utf-8")
+        files[1].write_bytes(picture)
+    except OSError as exc:
+        raise CrawlfleetError(f"cannot write to {folder}: {exc.strerror}; give another folder") from exc
+    return [str(file) for file in files]
 
 
 def results(arguments: Arguments) -> int:

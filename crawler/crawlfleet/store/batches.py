@@ -156,7 +156,7 @@ def source_names(conn: Connection, batch_id: int) -> list[str]:
 
 
 def why(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
-    """(batch, source, task state, verdict, run after, at, verdict, reason, detail, snapshot) an attempt."""
+    """An attempt: (batch, source, task state, verdict, run after; at, verdict, reason, detail, id, snapshot, picture)."""
     return conn.execute(sql("why"), {"user": user_id}).fetchall()
 
 

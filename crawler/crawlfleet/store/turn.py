@@ -181,6 +181,7 @@ def _record_failures(conn: Connection, me: Identity, failed: Sequence[Finished])
             "reasons": [f.outcome.reason for f in failed],
             "details": [f.outcome.detail for f in failed],
             "snapshots": [f.outcome.snapshot for f in failed],
+            "pictures": [f.outcome.picture for f in failed],
         },
     )
 

@@ -186,7 +186,8 @@ create table failure (
     verdict verdict not null,
     reason text not null,
     detail text not null,
-    snapshot text
+    snapshot text,
+    picture bytea
 );
 create index failure_task on failure (batch_id, task_no);
 

@@ -76,7 +76,7 @@ delete from track k using mine where k.source_id = mine.source_id and k.user_id 
 
 -- name: purge_snapshots
 -- What was kept of the user's pages and replies.
-update failure f set snapshot = null, detail = ''
+update failure f set snapshot = null, picture = null, detail = ''
 from task t where t.user_id = %(user)s and t.batch_id = f.batch_id and t.task_no = f.task_no
 
 -- name: holds_permit

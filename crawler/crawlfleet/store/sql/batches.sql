@@ -133,7 +133,8 @@ select extract(epoch from min(run_after) - now())::float8 from task where batch_
 
 -- name: why
 -- The attempts of one user, newest last.
-select b.name, s.name, t.state::text, t.verdict::text, t.run_after, f.at, f.verdict::text, f.reason, f.detail, f.snapshot
+select b.name, s.name, t.state::text, t.verdict::text, t.run_after, f.at, f.verdict::text, f.reason, f.detail, f.failure_id,
+    f.snapshot, f.picture
 from task t
 join batch b using (batch_id)
 join source s using (source_id)

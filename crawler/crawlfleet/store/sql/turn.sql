@@ -35,10 +35,10 @@ where b.batch_id = %(batch)s and t.batch_id = %(batch)s and t.task_no = d.task_n
 
 -- name: record_failures
 -- One row an attempt that did not end ok, for `crawlfleet why`.
-insert into failure (lease_id, batch_id, task_no, verdict, reason, detail, snapshot)
+insert into failure (lease_id, batch_id, task_no, verdict, reason, detail, snapshot, picture)
 select * from unnest(
     %(leases)s::bigint[], %(batches)s::int[], %(nos)s::int[], %(verdicts)s::verdict[],
-    %(reasons)s::text[], %(details)s::text[], %(snapshots)s::text[]
+    %(reasons)s::text[], %(details)s::text[], %(snapshots)s::text[], %(pictures)s::bytea[]
 )
 
 -- name: learn_costs
