@@ -43,6 +43,12 @@ class BadConfiguration(CrawlfleetError):
     exit_code = 78
 
 
+class ChromeUnusable(CrawlfleetError):
+    """No Chrome can be run here: something is not installed, too small, or Chrome dies at each launch."""
+
+    exit_code = 69
+
+
 class DatabaseUnavailable(CrawlfleetError):
     """PostgreSQL cannot be reached."""
 
