@@ -18,7 +18,14 @@ import psycopg
 
 from crawlfleet import __version__
 from crawlfleet.commands.place import Arguments, default_state_dir
-from crawlfleet.errors import INTERRUPTED, BadConfiguration, BadInput, CrawlfleetError, Verdict
+from crawlfleet.errors import (
+    INTERRUPTED,
+    BadConfiguration,
+    BadInput,
+    ChromeUnusable,
+    CrawlfleetError,
+    Verdict,
+)
 from crawlfleet.store.connection import unavailable
 
 Commands = Any
@@ -39,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CrawlfleetError, psycopg.Error, OSError) as exc:
         error = _for_people(exc)
         print(f"crawlfleet: {error}", file=sys.stderr)
-        is_pod = arguments.do == "pod.worker"
-        return error.exit_code if is_pod or not isinstance(error, BadConfiguration) else BadInput.exit_code
+        return error.exit_code if arguments.do.startswith("pod.") else _exit_code(error)
     return code
 
 
@@ -49,6 +55,13 @@ def function_of(name: str) -> Callable[[Arguments], int]:
     module, _, function = name.partition(".")
     found: Callable[[Arguments], int] = getattr(import_module(f"crawlfleet.commands.{module}"), function)
     return found
+
+
+def _exit_code(error: CrawlfleetError) -> int:
+    """Of a command that a person gave: what the environment of a container would say is bad input here."""
+    if isinstance(error, BadConfiguration):
+        return BadInput.exit_code
+    return CrawlfleetError.exit_code if isinstance(error, ChromeUnusable) else error.exit_code
 
 
 def _for_people(exc: Exception) -> CrawlfleetError:
@@ -72,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_accounts(commands)
     _add_questions(commands)
     _add_levers(commands)
-    _add_worker(commands)
+    _add_pod(commands)
     _add_shops(commands)
     _add_upkeep(commands)
     return parser
@@ -164,10 +177,13 @@ def _add_levers(commands: Commands) -> None:
     drain.add_argument("worker", type=_positive, metavar="WORKER", help="its number in `crawlfleet status`")
 
 
-def _add_worker(commands: Commands) -> None:
+def _add_pod(commands: Commands) -> None:
     about = "what a crawler pod runs; its settings come from the environment"
     worker = commands.add_parser("worker", help=about, description=about)
     worker.set_defaults(do="pod.worker")
+    about = "supervise one Chrome and its chromedriver; settings come from the environment"
+    chrome = commands.add_parser("chrome", help=about, description=about)
+    chrome.set_defaults(do="pod.chrome")
 
 
 def _add_shops(commands: Commands) -> None:

@@ -43,14 +43,14 @@ class BadConfiguration(CrawlfleetError):
     exit_code = 78
 
 
-class DatabaseUnavailable(CrawlfleetError):
-    """PostgreSQL cannot be reached."""
-
-
 class ChromeUnusable(CrawlfleetError):
-    """Chrome or chromedriver cannot be run, or nobody runs them."""
+    """No Chrome can be run here: something is not installed, too small, or Chrome dies at each launch."""
 
     exit_code = 69
+
+
+class DatabaseUnavailable(CrawlfleetError):
+    """PostgreSQL cannot be reached."""
 
 
 class CrawlEnded(Exception):

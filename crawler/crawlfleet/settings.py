@@ -1,4 +1,4 @@
-"""The environment of a worker: read once, checked once, with a message that says how to fix it."""
+"""The environment of a worker or a Chrome: read once, checked once, with a message that says how to fix it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from crawlfleet import cgroup
 from crawlfleet.errors import BadConfiguration
+
+OF_THE_CONTAINER = 0.85
+"""How much of a container's memory limit is used unless a setting says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,46 @@ class WorkerSettings:
             max_concurrent=_number(env, "MAX_CONCURRENT", 10, 1, 1000),
             keys_file=Path(_required(env, "CRAWLFLEET_KEYS_FILE")),
             metrics_port=_number(env, "CRAWLFLEET_METRICS_PORT", 9090, 0, 65535),
-            memory_mb=_number(env, "CRAWLFLEET_MEMORY_MB", 0, 0) or _cgroup_memory_mb(),
+            memory_mb=_memory_mb(env, "CRAWLFLEET_MEMORY_MB"),
             chrome_url=env.get("CRAWLFLEET_CHROME_URL") or cls.chrome_url,
             drain_s=_number(env, "CRAWLFLEET_DRAIN_SECONDS", 120, 1),
-            log_json=env.get("CRAWLFLEET_LOG_FORMAT", "text") == "json",
+            log_json=_is_json(env),
         )
+
+
+@dataclass(frozen=True)
+class ChromeSettings:
+    """What `crawlfleet chrome` runs with.
+
+    `port` 0 picks a free one; `listener` is the number of a listening socket that the parent handed over, used
+    instead. `folder` None makes a temporary one; `memory_mb` None sets no limit.
+    """
+
+    chrome: str = "chromium-headless-shell"
+    chromedriver: str = "chromedriver"
+    port: int = 9333
+    listener: int | None = None
+    folder: Path | None = None
+    memory_mb: int | None = None
+    log_json: bool = False
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str]) -> ChromeSettings:
+        """Raises BadConfiguration that names the variable, its value and what was expected."""
+        folder = env.get("CRAWLFLEET_CHROME_DIR")
+        return cls(
+            chrome=env.get("CRAWLFLEET_CHROME") or cls.chrome,
+            chromedriver=env.get("CRAWLFLEET_CHROMEDRIVER") or cls.chromedriver,
+            port=_number(env, "CRAWLFLEET_CHROME_PORT", cls.port, 0, 65535),
+            listener=_number(env, "CRAWLFLEET_CHROME_FD", 0, 0) or None,
+            folder=Path(folder) if folder else None,
+            memory_mb=_memory_mb(env, "CRAWLFLEET_CHROME_MEMORY_MB"),
+            log_json=_is_json(env),
+        )
+
+
+def _is_json(env: Mapping[str, str]) -> bool:
+    return env.get("CRAWLFLEET_LOG_FORMAT", "text") == "json"
 
 
 def _required(env: Mapping[str, str], name: str) -> str:
@@ -59,12 +98,7 @@ def _number(env: Mapping[str, str], name: str, default: int | None, low: int, hi
     return int(text)
 
 
-def _cgroup_memory_mb() -> int | None:
-    """85 % of the container's limit, None without one."""
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = int(Path(file).read_text())
-        except (OSError, ValueError):
-            continue
-        return int(limit * 0.85 / 2**20) if limit < 2**50 else None
-    return None
+def _memory_mb(env: Mapping[str, str], name: str) -> int | None:
+    """What is set, else a share of the container's limit, None without one."""
+    limit_mb = cgroup.limit_mb()
+    return _number(env, name, 0, 0) or (int(limit_mb * OF_THE_CONTAINER) if limit_mb else None)

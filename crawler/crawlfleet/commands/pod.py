@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from crawlfleet import logs
+from crawlfleet.browser.supervisor import run_chrome
 from crawlfleet.commands.place import Arguments
-from crawlfleet.settings import WorkerSettings
+from crawlfleet.settings import ChromeSettings, WorkerSettings
 from crawlfleet.worker import run_worker
 
 
@@ -14,3 +15,9 @@ def worker(_: Arguments) -> int:
     settings = WorkerSettings.from_environment(os.environ)
     logs.set_up(as_json=settings.log_json)
     return run_worker(settings)
+
+
+def chrome(_: Arguments) -> int:
+    settings = ChromeSettings.from_environment(os.environ)
+    logs.set_up(as_json=settings.log_json)
+    return run_chrome(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from crawlfleet import crds
@@ -10,6 +11,7 @@ from crawlfleet.credentials import KeyRing
 from crawlfleet.doctor import examine
 from crawlfleet.errors import BadInput
 from crawlfleet.keys import rotate
+from crawlfleet.settings import ChromeSettings
 from crawlfleet.store import migrations
 
 
@@ -25,8 +27,9 @@ def migrate(arguments: Arguments) -> int:
 
 def doctor(arguments: Arguments) -> int:
     bad = 0
+    chrome = ChromeSettings.from_environment(os.environ)
     with database(arguments) as (url, _):
-        for finding in examine(url, keys_path(arguments)):
+        for finding in examine(url, keys_path(arguments), chrome):
             bad += not finding.well
             print(f"{'ok  ' if finding.well else 'FAIL'} {finding.what}: {finding.words}")
     return 1 if bad else 0

@@ -1,4 +1,5 @@
-"""The worker processes of a local batch: started, restarted, drained, and buried when they die."""
+"""The worker processes of a local batch, each with a Chrome if the batch needs one: started, restarted, drained, and
+buried when they die."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from crawlfleet.errors import CrawlfleetError
 from crawlfleet.local.child import spawn
+from crawlfleet.local.chrome import LocalChrome
 from crawlfleet.store import batches
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.fleet import Process, bury_worker
@@ -30,6 +32,7 @@ class _Slot:
 
     worker_id: int
     log: Path
+    chrome: LocalChrome | None
     process: subprocess.Popen[bytes]
     restarts: int = 0
     again_at: float | None = None
@@ -56,6 +59,7 @@ class LocalFleet:
         workers: int,
         max_concurrent: int,
         log_dir: Path,
+        chrome: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._batch_id = batch_id
@@ -70,14 +74,15 @@ class LocalFleet:
             "MAX_CONCURRENT": str(max_concurrent),
         }
         log_dir.mkdir(parents=True, exist_ok=True)
-        logs = [log_dir / f"worker-{i}.log" for i in range(workers)]
-        self._slots = [_Slot(i, log, self._start(i, log)) for i, log in enumerate(logs)]
+        self._slots = [self._fill(i, log_dir, chrome) for i in range(workers)]
 
     def tend(self, conn: Connection) -> None:
-        """Bury and restart what died. Raises CrawlfleetError if a worker cannot be kept alive."""
+        """Bury and restart what died. Raises CrawlfleetError if a worker or its Chrome cannot be kept alive."""
         for slot in self._slots:
             if slot.has_died:
                 self._tend_dead(conn, slot)
+            if slot.chrome is not None:
+                _tend_chrome(slot.chrome, is_needed=not slot.has_finished)
 
     def _tend_dead(self, conn: Connection, slot: _Slot) -> None:
         if slot.again_at is None:
@@ -89,7 +94,7 @@ class LocalFleet:
                 f"worker {slot.worker_id} ended with {code}; its log {slot.log} ends:\n{_tail(slot.log)}"
             )
         if self._clock() >= slot.again_at and not self._draining:
-            slot.process = self._start(slot.worker_id, slot.log)
+            slot.process = self._start(slot.worker_id, slot.log, slot.chrome)
             slot.again_at, slot.restarts = None, slot.restarts + 1
 
     def is_needed(self) -> bool:
@@ -108,11 +113,16 @@ class LocalFleet:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End every worker at once and wait until it is gone."""
+        """End every worker at once, then its Chrome, and wait until they are gone."""
         self._draining = True
         self._signal(signal.SIGKILL)
         for slot in self._slots:
             slot.process.wait()
+        chromes = [slot.chrome for slot in self._slots if slot.chrome is not None]
+        for chrome in chromes:
+            chrome.drain()  # all at the same time
+        for chrome in chromes:
+            chrome.end()
 
     def bury(self, conn: Connection) -> None:
         """After `kill`: what the workers held needs no quarantine."""
@@ -128,14 +138,29 @@ class LocalFleet:
             if slot.process.poll() is None:
                 slot.process.send_signal(number)
 
-    def _start(self, worker_id: int, log: Path) -> subprocess.Popen[bytes]:
+    def _fill(self, worker_id: int, log_dir: Path, chrome: bool) -> _Slot:
+        log = log_dir / f"worker-{worker_id}.log"
+        beside = LocalChrome(log_dir / f"chrome-{worker_id}.log") if chrome else None
+        return _Slot(worker_id, log, beside, self._start(worker_id, log, beside))
+
+    def _start(self, worker_id: int, log: Path, chrome: LocalChrome | None) -> subprocess.Popen[bytes]:
+        environment = self._environment | {"WORKER_ID": str(worker_id)}
+        if chrome is not None:
+            environment["CRAWLFLEET_CHROME_URL"] = chrome.url
         with log.open("ab") as output:
             return spawn(
                 [sys.executable, "-m", "crawlfleet", "worker"],
                 death_signal=signal.SIGKILL,
-                env=self._environment | {"WORKER_ID": str(worker_id)},
+                env=environment,
                 stdout=output,
             )
+
+
+def _tend_chrome(chrome: LocalChrome, *, is_needed: bool) -> None:
+    if is_needed:
+        chrome.tend()
+    else:
+        chrome.drain()
 
 
 def bury_strangers(conn: Connection, batch_id: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from crawlfleet import planner
 from crawlfleet.apply import local_plan
+from crawlfleet.browser import preflight
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
 from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
@@ -23,6 +25,8 @@ from crawlfleet.local.shops import Shop
 from crawlfleet.local.view import Look, PlainView, say, tell, view
 from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Rate, progress, summary, waits_for
 from crawlfleet.manifests import CrawlBatch, Manifests
+from crawlfleet.settings import ChromeSettings
+from crawlfleet.sources import needs_browser
 from crawlfleet.store import batches, fleet
 from crawlfleet.store.connection import Connection, connect, transaction
 
@@ -115,6 +119,9 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
         if _find(conn, plan.uid).state == "closed":
             say(run.console, f"batch {plan.name} is closed already; to crawl again, rename it or retry it")
             return _told(run, conn, plan.uid)
+    chrome = any(needs_browser(manifests.sources[name].spec.adapter) for name in batch.spec.sources)
+    if chrome:
+        preflight.inspect(ChromeSettings.from_environment(os.environ))
     local_fleet = LocalFleet(
         database_url=run.database_url,
         keys_file=run.keys_file,
@@ -123,6 +130,7 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
         workers=workers,
         max_concurrent=batch.spec.max_concurrent,
         log_dir=run.log_dir / plan.name,
+        chrome=chrome,
     )
     _run_fleet(run, local_fleet, plan.uid, interrupt)
     with _connected(run) as conn:

@@ -151,3 +151,11 @@ def load_adapter(name: str) -> type[Adapter]:
             loaded: type[Adapter] = entry.load()
             return loaded
     raise BadInput(f"unknown adapter {name!r}; installed: {', '.join(adapter_names())}")
+
+
+def needs_browser(name: str) -> bool:
+    """Whether the adapter of that entry point crawls with a browser; not if there is no such adapter."""
+    try:
+        return bool(getattr(load_adapter(name), "needs_browser", False))
+    except BadInput:
+        return False
