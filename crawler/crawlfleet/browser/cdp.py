@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 CALL_S = 5.0
+CHECK_S = 0.25
 
 Params = dict[str, Any]
 
 
 class CdpFailed(Exception):
-    """Chrome refused a call, did not answer it in time, or is gone."""
+    """Chrome refused a call, or is gone."""
+
+
+class CdpLate(CdpFailed):
+    """Chrome did not answer a call in time."""
 
 
 class Cdp:
@@ -30,15 +36,12 @@ class Cdp:
 
     def __init__(self, url: str, *, timeout_s: float = CALL_S) -> None:
         """Raises CdpFailed if nobody answers there."""
+        self._opened = ExitStack()
+        line = connect(
+            url, compression=None, max_size=None, open_timeout=timeout_s, close_timeout=1, ping_interval=None
+        )
         try:
-            self._socket = connect(
-                url,
-                compression=None,
-                max_size=None,
-                open_timeout=timeout_s,
-                close_timeout=1,
-                ping_interval=None,
-            )
+            self._socket = self._opened.enter_context(line)
         except (OSError, WebSocketException) as exc:
             raise CdpFailed(f"Chrome does not answer at its DevTools address ({type(exc).__name__})") from exc
         self._lock = threading.Lock()
@@ -54,16 +57,28 @@ class Cdp:
         return self._lost
 
     def call(
-        self, method: str, params: Params | None = None, *, session: str = "", timeout_s: float = CALL_S
+        self,
+        method: str,
+        params: Params | None = None,
+        *,
+        session: str = "",
+        timeout_s: float = CALL_S,
+        check: Callable[[], None] = lambda: None,
     ) -> Params:
-        """What Chrome answers. `session` is an attached page; CdpFailed if it answers an error, or not in time."""
+        """What Chrome answers. `session` is an attached page, `check` is asked while it is waited for.
+
+        Raises CdpFailed if Chrome answers an error, CdpLate if it does not answer in time, and what `check` raises.
+        """
         number, reply = self._send(method, params, session)
+        late_at = time.monotonic() + timeout_s
         try:
-            return reply.result(timeout_s)
-        except TimeoutError:
-            raise CdpFailed(f"{method} was not answered within {timeout_s:.0f} s") from None
+            while (left_s := late_at - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    return reply.result(min(left_s, CHECK_S))
+                check()
         finally:
             self._replies.pop(number, None)
+        raise CdpLate(f"{method} was not answered within {timeout_s:.0f} s")
 
     def tell(self, method: str, params: Params, *, session: str) -> None:
         """The same without waiting for an answer, as a handler must: it runs in the thread that reads."""
@@ -83,7 +98,7 @@ class Cdp:
     def close(self) -> None:
         """Hang up; Chrome then disposes our contexts."""
         with suppress(OSError, WebSocketException):
-            self._socket.close()
+            self._opened.close()
 
     def _send(self, method: str, params: Params | None, session: str) -> tuple[int, Future[Params]]:
         message: Params = {"method": method, "params": params or {}}

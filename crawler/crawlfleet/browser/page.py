@@ -8,6 +8,7 @@ ends a command from outside. Foreign errors become verdicts here.
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from selenium.webdriver.remote.client_config import ClientConfig
 from selenium.webdriver.remote.remote_connection import RemoteConnection
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from crawlfleet.browser.cdp import Cdp, CdpFailed
+from crawlfleet.browser.cdp import Cdp, CdpFailed, CdpLate
 from crawlfleet.errors import Bug, Crashed, CrawlEnded, Retry
 from crawlfleet.metrics import COMMAND_TIMEOUTS
 from crawlfleet.sources.http import Connections, known_pools, proxy_refused
@@ -58,11 +59,15 @@ _PROXY = ("ERR_PROXY", "ERR_TUNNEL", "ERR_UNEXPECTED_PROXY_AUTH", "ERR_INVALID_A
 
 @dataclass(frozen=True)
 class Context:
-    """One browser context with one page: `target` names the page's window, `session` is our line to it."""
+    """One browser context with one page: `target` names the page's window, `session` is our line to it.
+
+    `refused` is set once its proxy has refused our credentials.
+    """
 
     context: str
     target: str
     session: str
+    refused: threading.Event
 
 
 def open_context(cdp: Cdp, proxy: str | None) -> Context:
@@ -99,28 +104,41 @@ def _open_page(cdp: Cdp, context: str, proxy: str | None) -> Context:
     session = cdp.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
     cdp.call("Browser.setDownloadBehavior", {"behavior": "deny", "browserContextId": context})
     for method, params in (
+        ("Page.enable", {}),
         ("Network.enable", {"maxTotalBufferSize": 0, "maxResourceBufferSize": 0}),
         ("Network.setBlockedURLs", {"urls": BLOCKED}),
         ("Emulation.setTimezoneOverride", {"timezoneId": TIME_ZONE}),
         ("Emulation.setLocaleOverride", {"locale": LOCALE}),
     ):
         cdp.call(method, params, session=session)
-    if proxy and (parts := urlsplit(proxy)).username:
-        _answer_proxy(cdp, session, unquote(parts.username or ""), unquote(parts.password or ""))
-    return Context(context, target, session)
+    cdp.on("Page.javascriptDialogOpening", session, lambda _: _dismiss(cdp, session))
+    opened = Context(context, target, session, threading.Event())
+    if proxy:
+        _answer_proxy(
+            cdp, opened, unquote(urlsplit(proxy).username or ""), unquote(urlsplit(proxy).password or "")
+        )
+    return opened
 
 
-def _answer_proxy(cdp: Cdp, session: str, username: str, password: str) -> None:
+def _dismiss(cdp: Cdp, session: str) -> None:
+    """An alert would hold up the page's scripts, and ours."""
+    cdp.tell("Page.handleJavaScriptDialog", {"accept": False}, session=session)
+
+
+def _answer_proxy(cdp: Cdp, opened: Context, username: str, password: str) -> None:
     """Give the proxy its credentials when it asks. Once it has them Chrome sends them by itself, so that only
     documents have to be stopped on their way; asked a second time for one request, they were wrong."""
     asked: set[str] = set()
+    session = opened.session
 
     def challenged(event: dict[str, Any]) -> None:
         known, request = event["authChallenge"].get("source") == "Proxy", event["requestId"]
         answer = {"response": "CancelAuth"}
-        if known and request not in asked:
+        if known and username and request not in asked:
             asked.add(request)
             answer = {"response": "ProvideCredentials", "username": username, "password": password}
+        elif known:
+            opened.refused.set()
         cdp.tell(
             "Fetch.continueWithAuth", {"requestId": request, "authChallengeResponse": answer}, session=session
         )
@@ -160,6 +178,15 @@ def attach(webdriver_url: str, chrome_address: str, context: Context, connection
     return driver
 
 
+def sessions(webdriver_url: str) -> list[str]:
+    """The Selenium sessions that chromedriver holds."""
+    try:
+        reply = requests.get(f"{webdriver_url}/sessions", timeout=QUIT_S).json()
+        return [session["id"] for session in reply["value"]]
+    except (requests.RequestException, KeyError, TypeError):
+        return []
+
+
 def quit_session(webdriver_url: str, driver: WebDriver) -> bool:
     """End the Selenium session, not its Chrome, by a connection of its own; False if chromedriver does not answer."""
     try:
@@ -191,8 +218,18 @@ class Page:
 
     def go(self, url: str) -> None:
         self._turn()
-        with verdicts(self._check):
-            self.driver.get(url)
+        with verdicts(self._check):  # not by chromedriver, which does not tell a page that failed to load
+            reply = self._cdp.call(
+                "Page.navigate",
+                {"url": url},
+                session=self._context.session,
+                timeout_s=LOAD_S,
+                check=self._check,
+            )
+        if self._context.refused.is_set():
+            raise proxy_refused()
+        if error := reply.get("errorText"):
+            raise _of_navigation(str(error).removeprefix("net::"))
 
     def press(self, css: str) -> None:
         self._turn()
@@ -276,14 +313,12 @@ def _verdict(exc: Exception) -> CrawlEnded:
     if isinstance(exc, u3.ReadTimeoutError):
         COMMAND_TIMEOUTS.inc()
         return Crashed("DriverStuck", f"chromedriver did not answer within {COMMAND_S:.0f} s")
-    if isinstance(exc, TimeoutException) and "receiving message from renderer" not in words:
+    if isinstance(exc, CdpLate | TimeoutException) and "renderer" not in words:
         COMMAND_TIMEOUTS.inc()
         return Retry("PageTimeout", f"the page took longer than {LOAD_S:.0f} s")
     if isinstance(exc, TimeoutException):
         COMMAND_TIMEOUTS.inc()
         return Retry("PageHangs", "the page did not answer: a script of it runs without end")
-    if "net::" in words:
-        return _of_navigation(words.partition("net::")[2])
     if isinstance(exc, JavascriptException) and ("navigation" in words or "unloaded" in words):
         return Retry("PageLeft", "the page went elsewhere while it was read")
     if isinstance(exc, JavascriptException):
@@ -293,9 +328,8 @@ def _verdict(exc: Exception) -> CrawlEnded:
     return Crashed("BrowserLost", f"the browser ended or lost the page ({type(exc).__name__})")
 
 
-def _of_navigation(error: str) -> CrawlEnded:
+def _of_navigation(name: str) -> CrawlEnded:
     """By Chromium's net_error_list.h."""
-    name = error.split()[0] if error.strip() else "ERR"
     if name.startswith(_PROXY):
         return proxy_refused()
     if name.startswith(_UNREACHABLE):

@@ -18,7 +18,16 @@ from crawlfleet import metrics
 from crawlfleet.browser.cdp import Cdp, CdpFailed
 from crawlfleet.browser.chrome import Chrome, Status
 from crawlfleet.browser.keyhole import Keyhole
-from crawlfleet.browser.page import Context, Page, attach, dispose, open_context, quit_session, verdicts
+from crawlfleet.browser.page import (
+    Context,
+    Page,
+    attach,
+    dispose,
+    open_context,
+    quit_session,
+    sessions,
+    verdicts,
+)
 from crawlfleet.errors import ChromeUnusable, Interrupted
 from crawlfleet.sources.http import Connections
 
@@ -95,7 +104,7 @@ class Pool:
         """Wait until Chrome is there. One that an earlier worker has used is started afresh. Raises ChromeUnusable."""
         while not self.is_able and not self.is_unusable():
             self.tend()
-            if self._status is not None and self._status.contexts > 0 and self._jobs == 0:
+            if self._is_used():
                 self._recycle()
             wait(0.1)
         if not self.is_able:
@@ -154,6 +163,16 @@ class Pool:
                 disposed = dispose(cdp, context.context)
                 if driver is None or not quit_session(status.webdriver, driver) or not disposed:
                     self._soiled = True
+
+    def _is_used(self) -> bool:
+        """Whether an earlier worker has left something behind."""
+        if self._cdp is None or self._status is None:
+            return False
+        try:
+            contexts = self._cdp.call("Target.getBrowserContexts")["browserContextIds"]
+            return bool(contexts or sessions(self._status.webdriver))
+        except CdpFailed:
+            return False
 
     # What `tend` does.
 

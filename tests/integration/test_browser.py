@@ -1,0 +1,376 @@
+"""Pages of the pool on a real, supervised Chrome: each alone, bounded in time, and gone at its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import until
+from http_proxy import HttpProxy
+from scripted_shop import Reply, Request, ScriptedShop
+from supervised import Supervised, require_chrome, supervised
+
+from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.page import Page
+from crawlfleet.browser.pool import Pool
+from crawlfleet.errors import Blocked, Bug, Crashed, Interrupted, Retry
+from crawlfleet.sources.http import Connections
+
+Open = Callable[..., AbstractContextManager[Page]]
+
+PAGES = {
+    "/": "<title>shop</title><h1>주문 목록</h1><td>홍길동 010-1234-5678</td><img src=/a.png><img src=/b.jpg>",
+    "/hangs": "<title>hangs</title><script>while (true);</script>",
+    "/alert": "<title>alert</title><script>alert('hello')</script>",
+    "/worker.js": "self.addEventListener('fetch', () => {})",
+}
+
+
+def _answer(request: Request) -> Reply:
+    if request.path == "/loop":
+        return Reply(302, b"", {"Location": "/loop"})
+    if request.path == "/file":
+        headers = {"Content-Type": "application/zip", "Content-Disposition": "attachment; filename=x.zip"}
+        return Reply(200, b"PK", headers)
+    if request.path == "/cached":
+        return Reply(200, b"cached", {"Content-Type": "text/plain", "Cache-Control": "max-age=3600"})
+    kind = "text/javascript" if request.path.endswith(".js") else "text/html; charset=utf-8"
+    return Reply(200, PAGES.get(request.path, "").encode(), {"Content-Type": kind})
+
+
+@pytest.fixture(scope="module")
+def chrome(module_dir: Path) -> Iterator[Supervised]:
+    require_chrome()
+    with supervised(module_dir / "chrome") as chrome:
+        chrome.ready()
+        yield chrome
+
+
+@pytest.fixture
+def pool(chrome: Supervised) -> Iterator[Pool]:
+    pool = Pool(Chrome(f"http://127.0.0.1:{chrome.port}"))
+    pool.start(threading.Event().wait)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def site() -> Iterator[ScriptedShop]:
+    with ScriptedShop(_answer) as site:
+        yield site
+
+
+@pytest.fixture
+def connections() -> Iterator[Connections]:
+    connections = Connections()
+    yield connections
+    connections.close()
+
+
+@pytest.fixture
+def open_page(pool: Pool, connections: Connections) -> Open:
+    """A page; it is never told to stop unless the test shuts `connections`."""
+
+    def open_page(proxy: str | None = None) -> AbstractContextManager[Page]:
+        return pool.page(proxy, connections, lambda: None, lambda: None)
+
+    return open_page
+
+
+def free_port() -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def contexts(chrome: Supervised) -> int:
+    return int(chrome.ready()["contexts"])
+
+
+# A page.
+
+
+def test_a_page_is_korean_in_seoul_and_hides_nothing(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as page:
+        page.go(site.url + "/")
+        seen = page.read(
+            "return [navigator.languages.join(), Intl.DateTimeFormat().resolvedOptions().timeZone,"
+            " navigator.webdriver, navigator.userAgent.includes('HeadlessChrome')]"
+        )
+    assert seen == ["ko-KR,ko", "Asia/Seoul", True, True]
+
+
+def test_images_are_not_even_asked_for(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.settle("return document.readyState === 'complete'", within_s=10)
+    assert site.paths() == ["/"]
+
+
+def test_settling_returns_the_first_true_value_or_none(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.read("setTimeout(() => { document.title = 'drawn' }, 100)")
+        assert (
+            page.settle("return document.title === arguments[0] && document.title", "drawn", within_s=10)
+            == "drawn"
+        )
+        assert page.settle("return false", within_s=0.1) is None
+
+
+def test_a_likeness_shows_a_page_without_its_words(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as page:
+        page.go(site.url + "/")
+        html, picture = page.likeness()
+    assert "주문 목록" in html
+    assert "홍길동" not in html
+    assert "1234" not in html
+    assert picture.startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize(
+    ("path", "verdict", "reason"),
+    [("/loop", Retry, "Redirected"), ("/file", Bug, "NoPage")],
+)
+def test_what_is_no_page_has_a_verdict(
+    open_page: Open, site: ScriptedShop, path: str, verdict: type[Exception], reason: str
+) -> None:
+    with open_page() as page, pytest.raises(verdict, match=reason):
+        page.go(site.url + path)
+
+
+def test_a_shop_that_is_down_is_not_the_browsers_fault(open_page: Open) -> None:
+    with open_page() as page, pytest.raises(Retry, match="ConnectFailed"):
+        page.go(f"http://127.0.0.1:{free_port()}/")
+
+
+def test_an_alert_does_not_stop_a_crawl(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as page:
+        page.go(site.url + "/alert")
+        assert page.read("return document.title") == "alert"
+
+
+def test_a_missing_button_is_named(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as page:
+        page.go(site.url + "/")
+        with pytest.raises(Bug, match=r"button\.next"):
+            page.press("button.next")
+
+
+# Its way out.
+
+
+def test_a_page_leaves_by_its_proxy_with_its_credentials(open_page: Open, site: ScriptedShop) -> None:
+    with HttpProxy("seoul", ("user", "p@ss:word")) as proxy:
+        with open_page(proxy.url.replace("p@ss:word", "p%40ss%3Aword")) as page:
+            page.go(site.url + "/")
+            page.go(site.url + "/")
+            assert page.read("return document.title") == "shop"
+        assert (proxy.requests, proxy.refused) == (2, 1)
+
+
+def test_two_pages_at_once_leave_by_two_proxies(open_page: Open, site: ScriptedShop) -> None:
+    with (
+        HttpProxy("one") as one,
+        HttpProxy("two") as two,
+        open_page(one.url) as first,
+        open_page(two.url) as second,
+    ):
+        first.go(site.url + "/")
+        second.go(site.url + "/")
+        assert (one.requests, two.requests) == (1, 1)
+
+
+def test_a_proxy_that_wants_other_credentials_blocks_the_egress(open_page: Open, site: ScriptedShop) -> None:
+    with HttpProxy("seoul", ("user", "right")) as proxy:
+        with (
+            open_page(proxy.url.replace("right", "wrong")) as page,
+            pytest.raises(Blocked, match="ProxyRefused"),
+        ):
+            page.go(site.url + "/")
+        assert proxy.requests == 0
+    assert site.paths() == []
+
+
+def test_a_proxy_that_is_down_blocks_the_egress(open_page: Open, site: ScriptedShop) -> None:
+    with open_page(f"http://127.0.0.1:{free_port()}") as page, pytest.raises(Blocked, match="ProxyRefused"):
+        page.go(site.url + "/")
+    assert site.paths() == []
+
+
+# Alone.
+
+_LEAVE_TRACES = """
+const done = arguments[0];
+(async () => {
+    document.cookie = 'seller=one; max-age=3600';
+    localStorage.setItem('seller', 'one');
+    sessionStorage.setItem('seller', 'one');
+    await new Promise(kept => {
+        const opening = indexedDB.open('seller', 1);
+        opening.onupgradeneeded = () => opening.result.createObjectStore('one');
+        opening.onsuccess = () => { opening.result.close(); kept(); };
+    });
+    await (await caches.open('seller')).put('/one', new Response('one'));
+    await navigator.serviceWorker.register('/worker.js');
+    await (await fetch('/cached')).text();
+})().then(() => done('left'), error => done(String(error)));
+"""
+
+_FIND_TRACES = """
+const done = arguments[0];
+(async () => [
+    document.cookie, localStorage.length, sessionStorage.length, (await indexedDB.databases()).length,
+    (await caches.keys()).length, (await navigator.serviceWorker.getRegistrations()).length,
+])().then(done, error => done(String(error)));
+"""
+NOTHING = ["", 0, 0, 0, 0, 0]
+
+
+def traces(page: Page, site: ScriptedShop) -> Any:
+    page.go(site.url + "/")
+    return page.driver.execute_async_script(_FIND_TRACES)
+
+
+def test_no_seller_sees_anything_of_another_at_once_or_later(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as one, open_page() as beside:
+        one.go(site.url + "/")
+        assert one.driver.execute_async_script(_LEAVE_TRACES) == "left"
+        assert traces(one, site) == ["seller=one", 1, 1, 1, 1, 1]
+        assert traces(beside, site) == NOTHING
+    with open_page() as later:
+        assert traces(later, site) == NOTHING
+
+
+def test_no_seller_is_served_from_the_cache_of_another(open_page: Open, site: ScriptedShop) -> None:
+    for _ in range(2):
+        with open_page() as page:
+            page.go(site.url + "/")
+            for _ in range(2):
+                assert (
+                    page.read(
+                        "const r = new XMLHttpRequest(); r.open('GET', '/cached', false); r.send(); return r.responseText"
+                    )
+                    == "cached"
+                )
+    assert site.paths().count("/cached") == 2
+
+
+def test_selenium_sees_no_window_but_its_own(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as one, open_page() as other:
+        other.go(site.url + "/")
+        assert one.driver.window_handles == [one.driver.current_window_handle]
+        assert other.driver.window_handles == [other.driver.current_window_handle]
+
+
+def test_nothing_is_left_of_a_page(chrome: Supervised, open_page: Open, site: ScriptedShop) -> None:
+    for _ in range(3):
+        with open_page() as page:
+            page.go(site.url + "/")
+    until(lambda: contexts(chrome) == 0, "the contexts to be gone")
+
+
+def test_contexts_of_a_worker_that_dies_go_with_it(chrome: Supervised, pool: Pool, open_page: Open) -> None:
+    with open_page():
+        until(lambda: contexts(chrome) == 1, "one context")
+        pool.close()
+        until(lambda: contexts(chrome) == 0, "the contexts to be gone")
+
+
+# Bounded.
+
+
+def test_a_hung_page_holds_up_nobody_else(open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as hung:
+        hung.go(site.url + "/hangs")
+        with open_page() as page:
+            page.go(site.url + "/")
+            assert page.read("return document.title") == "shop"
+
+
+def test_a_command_is_ended_from_outside(
+    chrome: Supervised, open_page: Open, connections: Connections, site: ScriptedShop
+) -> None:
+    with open_page() as page:
+        page.go(site.url + "/hangs")
+        threading.Timer(0.2, connections.shut).start()
+        with pytest.raises(Crashed):
+            page.read("return 1")
+    until(lambda: contexts(chrome) == 0, "the contexts to be gone")
+
+
+def test_a_crashed_page_is_told_at_once(chrome: Supervised, open_page: Open, site: ScriptedShop) -> None:
+    with open_page() as page, open_page() as other:
+        page.go(site.url + "/")
+        other.go(site.url + "/")
+        page._cdp.tell("Page.crash", {}, session=page._context.session)
+        with pytest.raises(Crashed, match="TabCrashed"):
+            page.read("return 1")
+        assert other.read("return document.title") == "shop"
+    until(lambda: contexts(chrome) == 0, "the contexts to be gone")
+
+
+@pytest.mark.parametrize("program", ["chromium", "chromedriver"])
+def test_after_a_kill_the_crawl_is_told_and_the_next_one_finds_a_new_browser(
+    chrome: Supervised, pool: Pool, open_page: Open, site: ScriptedShop, program: str
+) -> None:
+    before = chrome.ready()["generation"]
+    with open_page() as page:
+        page.go(site.url + "/")
+        os.kill(chrome.pid_of(program), signal.SIGKILL)
+        with pytest.raises(Crashed):
+            page.read("return 1")
+    chrome.ready(before + 1)
+    until(lambda: pool.tend() or pool.is_able, "the pool to be able again")
+    with open_page() as page:
+        page.go(site.url + "/")
+
+
+def test_while_there_is_no_browser_a_crawl_goes_back_uncharged(
+    chrome: Supervised, pool: Pool, open_page: Open
+) -> None:
+    before = chrome.ready()["generation"]
+    os.kill(chrome.pid_of("chromium"), signal.SIGKILL)
+    until(lambda: pool.tend() or not pool.is_able, "the pool to notice")
+    with pytest.raises(Interrupted, match="BrowserUnavailable"), open_page():
+        pass
+    chrome.ready(before + 1)
+
+
+# Recycled.
+
+
+def test_after_so_many_crawls_chrome_is_started_afresh_once_the_last_one_has_ended(
+    chrome: Supervised, connections: Connections
+) -> None:
+    before = chrome.ready()["generation"]
+    pool = Pool(Chrome(f"http://127.0.0.1:{chrome.port}"), recycle_jobs=2)
+    pool.start(threading.Event().wait)
+    with pool.page(None, connections, lambda: None, lambda: None):
+        with pool.page(None, connections, lambda: None, lambda: None):
+            pass
+        pool.tend()
+        assert not pool.is_able
+        assert chrome.ready()["generation"] == before
+    pool.tend()
+    chrome.ready(before + 1)
+    until(lambda: pool.tend() or pool.is_able, "the pool to be able again")
+    pool.close()
+
+
+def test_a_worker_that_finds_a_used_chrome_starts_it_afresh(
+    chrome: Supervised, pool: Pool, open_page: Open
+) -> None:
+    before = chrome.ready()["generation"]
+    with open_page():
+        newcomer = Pool(Chrome(f"http://127.0.0.1:{chrome.port}"))
+        newcomer.start(threading.Event().wait)
+        newcomer.close()
+    assert chrome.ready()["generation"] == before + 1
