@@ -1,4 +1,4 @@
-"""The environment of a worker."""
+"""The environment of a worker, and of a Chrome."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crawlfleet.errors import BadConfiguration
-from crawlfleet.settings import WorkerSettings
+from crawlfleet.settings import ChromeSettings, WorkerSettings
 
 LEAST = {
     "CRAWLFLEET_DATABASE_URL": "postgresql://crawler:planted-password@127.0.0.1/fleet",
@@ -82,3 +82,45 @@ def test_a_wrong_environment_never_quotes_the_password() -> None:
 
     assert "planted-password" not in str(wrong.value)
     assert wrong.value.exit_code == 78
+
+
+def test_a_chrome_needs_no_setting() -> None:
+    assert ChromeSettings.from_environment({"CRAWLFLEET_CHROME_MEMORY_MB": "900"}) == ChromeSettings(
+        chrome="chromium-headless-shell",
+        chromedriver="chromedriver",
+        port=9333,
+        listener=None,
+        folder=None,
+        memory_mb=900,
+        log_json=False,
+    )
+
+
+def test_everything_of_a_chrome_can_be_set() -> None:
+    settings = ChromeSettings.from_environment(
+        {
+            "CRAWLFLEET_CHROME": "chromium",
+            "CRAWLFLEET_CHROMEDRIVER": "/opt/chromedriver",
+            "CRAWLFLEET_CHROME_PORT": "0",
+            "CRAWLFLEET_CHROME_DIR": "/var/tmp/chrome",
+            "CRAWLFLEET_CHROME_FD": "7",
+            "CRAWLFLEET_LOG_FORMAT": "json",
+        }
+    )
+
+    assert (settings.chrome, settings.chromedriver) == ("chromium", "/opt/chromedriver")
+    assert (settings.port, settings.listener, settings.folder) == (0, 7, Path("/var/tmp/chrome"))
+    assert settings.log_json
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CRAWLFLEET_CHROME_PORT", "65536"),
+        ("CRAWLFLEET_CHROME_FD", "-1"),
+        ("CRAWLFLEET_CHROME_MEMORY_MB", "1GB"),
+    ],
+)
+def test_a_wrong_number_of_a_chrome_is_named(name: str, value: str) -> None:
+    with pytest.raises(BadConfiguration, match=f"{name} must be a whole number from .* not '{value}'"):
+        ChromeSettings.from_environment({name: value})

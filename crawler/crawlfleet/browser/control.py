@@ -64,6 +64,7 @@ class Control:
         self._server.socket.close()
         self._server.socket = listener
         self._server.daemon_threads = True
+        self.port = listener.getsockname()[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="control", daemon=True
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,8 +26,8 @@ from crawlfleet.browser.health import Seen
 from crawlfleet.browser.preflight import Installation
 from crawlfleet.local.child import spawn
 
-MARK = "CRAWLFLEET_CHROME_OF"
-"""In the environment of all that is launched: the supervisor's folder."""
+log = logging.getLogger(__name__)
+
 RENDERER_HEAP_MB = 512
 TAIL_LINES = 12
 ASK_S = 1.0
@@ -77,7 +78,6 @@ class Launch:
         self,
         installation: Installation,
         folder: Path,
-        mark: str,
         *,
         wake: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
@@ -85,12 +85,12 @@ class Launch:
         """`wake` is called whenever something may have changed, from any thread."""
         self._installation = installation
         self._folder = folder
-        self._mark = mark
         self._wake = wake
         self._clock = clock
         self._began_at = clock()
         self._launch_s: float | None = None
         self._programs: list[_Program] = []
+        self._ended: list[_Program] = []
         self._pulses: list[_Pulse] = []
 
     def start(self) -> None:
@@ -105,10 +105,14 @@ class Launch:
             ("Chrome", chrome, _CHROME_AT),
             ("chromedriver", driver, _CHROMEDRIVER_AT),
         ):
-            environment = _environment(folder, self._mark)
+            environment = _environment(folder)
             self._programs.append(
                 _Program(name, command, address, environment, installation.account, self._wake)
             )
+
+    def sessions(self) -> dict[int, str]:
+        """Each program leads a session of its own, in which its children stay: the program by the session."""
+        return {program.pid: program.path for program in self._programs}
 
     def addresses(self) -> tuple[str, str]:
         """Of Chrome's browser websocket and of chromedriver; empty until it is known."""
@@ -120,11 +124,12 @@ class Launch:
         now = self._clock()
         self._reap()
         self._begin_to_ask()
+        self._ended = [program for program in self._programs if program.ended()]
         heard_at = [pulse.heard_at for pulse in self._pulses if pulse.heard_at is not None]
         if self._launch_s is None and len(heard_at) == len(self._programs):
             self._launch_s = now - self._began_at
         return Seen(
-            ended=" and ".join(filter(None, (program.ended() for program in self._programs))),
+            ended=" and ".join(program.ended() for program in self._ended),
             age_s=now - self._began_at,
             launch_s=self._launch_s,
             silent_s=now - min(heard_at, default=self._began_at),
@@ -159,10 +164,12 @@ class Launch:
             if self._clock() >= kill_at:
                 processes.kill(left)
             time.sleep(END_POLL_S)
+        log.error("processes do not end", extra={"pids": sorted(processes.descendants(os.getpid()))})
 
     def last_words(self) -> str:
-        """What the programs said last. Ask after `end`."""
-        return "\n".join(filter(None, (program.last_words() for program in self._programs)))
+        """What the programs said last that ended by themselves, or all if none did. Ask after `end`."""
+        said = (program.last_words() for program in self._ended or self._programs)
+        return "\n".join(filter(None, said))
 
     def _reap(self) -> None:
         for program in self._programs:
@@ -176,7 +183,7 @@ def _memory_mb() -> float:
     return max(taken_mb, cgroup.used_mb() or 0.0)
 
 
-def _environment(folder: Path, mark: str) -> Mapping[str, str]:
+def _environment(folder: Path) -> Mapping[str, str]:
     """Nothing of ours: no secret can leak, no proxy of the machine is used, nothing is written elsewhere."""
     return {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -184,7 +191,6 @@ def _environment(folder: Path, mark: str) -> Mapping[str, str]:
         "TZ": "Asia/Seoul",
         "HOME": str(folder),
         "TMPDIR": str(folder),
-        MARK: mark,
     }
 
 
@@ -201,6 +207,7 @@ class _Program:
         wake: Callable[[], None],
     ) -> None:
         self._name = name
+        self.path = command[0]
         self._pattern = address
         self._wake = wake
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)

@@ -19,6 +19,7 @@ from crawlfleet import cgroup
 from crawlfleet.errors import ChromeUnusable
 from crawlfleet.settings import ChromeSettings
 
+SHM = Path("/dev/shm")  # noqa: S108  asked for its size
 SHM_MB = 256
 """Renderers share bitmaps there; with a container's usual 64 MB tabs crash."""
 MEMORY_MB = 256
@@ -106,16 +107,16 @@ def _version(program: str) -> str:
     return done.stdout.strip()
 
 
-def check_shm(folder: Path = Path("/dev/shm")) -> None:  # noqa: S108 - asked for its size
+def check_shm(folder: Path = SHM, needed_mb: int = SHM_MB) -> None:
     """Shared memory has to be large enough, and free."""
     try:
         usage = shutil.disk_usage(folder)
     except OSError as exc:
         raise ChromeUnusable(f"{folder} cannot be used: {exc.strerror}; mount a tmpfs there") from exc
     free_mb = usage.free // 2**20
-    if free_mb < SHM_MB:
+    if free_mb < needed_mb:
         raise ChromeUnusable(
-            f"{folder} has {free_mb} MB free of {usage.total // 2**20} MB, Chrome needs {SHM_MB} MB: in a pod mount"
+            f"{folder} has {free_mb} MB free of {usage.total // 2**20} MB, Chrome needs {needed_mb} MB: in a pod mount"
             f" an emptyDir with medium Memory there, with docker give --shm-size, else `mount -o remount,size=1G {folder}`"
         )
 

@@ -1,4 +1,4 @@
-"""What the kernel tells of processes: who descends from us, who carries our mark, what they take. Linux only."""
+"""What the kernel tells of processes: who descends from us, whose session they are in, what they take. Linux only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -20,11 +21,38 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
+@dataclass(frozen=True)
+class Process:
+    """A process at one moment; perhaps it has ended by now."""
+
+    pid: int
+    parent: int
+    session: int
+
+    def runs(self, program: str) -> bool:
+        """Whether that is its program; where we may not look so closely, whether it says so."""
+        proc = _PROC / str(self.pid)
+        with suppress(OSError):
+            return os.readlink(proc / "exe").startswith(program)  # an upgrade appends ` (deleted)`
+        with suppress(OSError):
+            return (proc / "cmdline").read_bytes().startswith(program.encode())
+        return False
+
+
+def everyone() -> Iterator[Process]:
+    """All processes, also those that ended and were not waited for."""
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                _, parent, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                yield Process(int(entry.name), int(parent), int(session))
+
+
 def descendants(pid: int) -> set[int]:
     """Every process below `pid` at this moment, also those that ended and were not waited for."""
     children: dict[int, list[int]] = {}
-    for child, parent in _parents():
-        children.setdefault(parent, []).append(child)
+    for process in everyone():
+        children.setdefault(process.parent, []).append(process.pid)
     found: set[int] = set()
     ahead = [pid]
     while ahead:
@@ -37,10 +65,10 @@ def descendants(pid: int) -> set[int]:
 def reap(but: Collection[int]) -> None:
     """Wait for the adopted that have ended; `but` are children that somebody else waits for."""
     me = os.getpid()
-    for pid, parent in _parents():
-        if parent == me and pid not in but:
+    for process in everyone():
+        if process.parent == me and process.pid not in but:
             with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+                os.waitpid(process.pid, os.WNOHANG)
 
 
 def kill(pids: Collection[int]) -> None:
@@ -48,16 +76,6 @@ def kill(pids: Collection[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def marked(mark: str) -> set[int]:
-    """Who was started with this `NAME=value` in its environment, as far as we may look."""
-    found = set()
-    for proc in _processes():
-        with suppress(OSError):
-            if mark.encode() in (proc / "environ").read_bytes().split(b"\0"):
-                found.add(int(proc.name))
-    return found
 
 
 def memory_mb(pids: Collection[int]) -> float:
@@ -73,14 +91,3 @@ def _memory_kb(pid: int) -> int:
                 if line.startswith(name):
                     return int(line.split()[1])
     return 0
-
-
-def _parents() -> Iterator[tuple[int, int]]:
-    for proc in _processes():
-        with suppress(OSError):
-            after_name = (proc / "stat").read_text().rpartition(")")[2].split()
-            yield int(proc.name), int(after_name[1])
-
-
-def _processes() -> Iterator[Path]:
-    return (entry for entry in _PROC.iterdir() if entry.name.isdigit())

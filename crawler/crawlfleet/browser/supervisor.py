@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import queue
-import shutil
 import signal
 import tempfile
 import time
@@ -21,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crawlfleet import cgroup
-from crawlfleet.browser import preflight, processes
+from crawlfleet.browser import preflight, processes, remains
 from crawlfleet.browser.control import Control, listen
 from crawlfleet.browser.health import (
     GRACE_S,
@@ -34,7 +33,7 @@ from crawlfleet.browser.health import (
     kill_above_mb,
     pause_s,
 )
-from crawlfleet.browser.launch import END_POLL_S, GONE_S, MARK, Launch
+from crawlfleet.browser.launch import Launch
 from crawlfleet.browser.preflight import Installation
 from crawlfleet.errors import BadConfiguration, ChromeUnusable
 from crawlfleet.settings import ChromeSettings
@@ -44,7 +43,6 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 LAUNCHES = 5
 """So many failures in a row, the last of them without ever being ready, and Chrome is unusable here."""
-LAUNCH = "launch-"
 
 
 class Supervisor:
@@ -85,7 +83,7 @@ class Supervisor:
     def run(self) -> None:
         """Until `stop`; nothing is left then. Raises ChromeUnusable."""
         try:
-            self.status = replace(self.status, generation=clear_remains(self._folder))
+            self.status = replace(self.status, generation=remains.clear(self._folder))
             installation = preflight.inspect(self._settings)
             log.info("chrome found", extra={"version": installation.version, "sandbox": installation.sandbox})
             wish = None
@@ -95,6 +93,7 @@ class Supervisor:
         finally:
             if self._launch is not None:
                 self._launch.end(GRACE_S)
+            remains.forget(self._folder)
 
     def _await(self) -> Wish | None:
         """The next event, which may be a wish; or nothing for a while."""
@@ -119,12 +118,13 @@ class Supervisor:
     def _begin(self, installation: Installation) -> None:
         generation = self.status.generation + 1
         self.status = replace(self.status, generation=generation)
-        folder = self._folder / f"{LAUNCH}{generation}"
-        self._launch = Launch(installation, folder, str(self._folder), wake=self.wake, clock=self._clock)
+        folder = self._folder / f"{remains.LAUNCH}{generation}"
+        self._launch = Launch(installation, folder, wake=self.wake, clock=self._clock)
         try:
             self._launch.start()
         except OSError as exc:
             raise ChromeUnusable(f"Chrome cannot be started in {folder}: {exc.strerror}") from exc
+        remains.write_down(self._folder, generation, self._launch.sessions())
 
     def _publish(self, launch: Launch, seen: Seen) -> None:
         cdp, webdriver = launch.addresses()
@@ -176,19 +176,6 @@ class Supervisor:
         log.error("chrome did not come up: %s", words)
 
 
-def clear_remains(folder: Path) -> int:
-    """End what an earlier supervisor of this folder left, and return its last generation (0: none is known)."""
-    gone_by = time.monotonic() + GONE_S
-    while (left := processes.marked(f"{MARK}={folder}")) and time.monotonic() < gone_by:
-        processes.kill(left)
-        time.sleep(END_POLL_S)
-    generation = 0
-    for launch in folder.glob(f"{LAUNCH}*"):
-        generation = max(generation, int(launch.name.removeprefix(LAUNCH)))
-        shutil.rmtree(launch, ignore_errors=True)
-    return generation
-
-
 def run_chrome(settings: ChromeSettings) -> int:
     """What `crawlfleet chrome` does: until SIGTERM or SIGINT."""
     processes.adopt_orphans()
@@ -198,6 +185,7 @@ def run_chrome(settings: ChromeSettings) -> int:
             signal.signal(number, lambda *_: supervisor.stop())
         signal.signal(signal.SIGCHLD, lambda *_: supervisor.wake())
         control = Control(listen(settings), supervisor)
+        log.info("control port served", extra={"port": control.port})
         try:
             supervisor.run()
         finally:
@@ -214,18 +202,27 @@ def temporary_folder() -> Path:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[Path]:
-    """Ours alone: the next supervisor of a folder ends what it finds of the last one. Removed at the end if empty."""
+    """Ours alone, since a supervisor ends what it finds of an earlier one. Removed at the end if it is empty."""
     folder = folder.absolute()
-    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    handle = _lock(folder)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
-    except BlockingIOError as exc:
-        raise BadConfiguration(
-            f"CRAWLFLEET_CHROME_DIR: {folder} is used by another `crawlfleet chrome`; give each its own"
-        ) from exc
     finally:
         os.close(handle)
         with suppress(OSError):
             folder.rmdir()
+
+
+def _lock(folder: Path) -> int:
+    """A handle on the folder, made if it is not there; it is locked until the handle is closed."""
+    try:
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise BadConfiguration(
+            f"CRAWLFLEET_CHROME_DIR: {folder} is used by another `crawlfleet chrome`; give each its own"
+        ) from exc
+    except OSError as exc:
+        raise BadConfiguration(f"CRAWLFLEET_CHROME_DIR: {folder} cannot be used: {exc.strerror}") from exc
+    return handle
