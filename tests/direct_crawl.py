@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
 
 import requests
 
-from crawlfleet.sources import Credentials
+from crawlfleet.sources import Credentials, Page
 from crawlfleet.sources.http import CheckedBody, Connections, open_session, verdicts
 
 NOON = datetime.fromisoformat("2026-03-10T12:00:00+09:00")
@@ -45,6 +46,12 @@ class DirectCrawl:
             )
         response.raw = CheckedBody(response.raw, _go_on)
         return response
+
+    def browse(self) -> AbstractContextManager[Page]:
+        raise AssertionError("this adapter was not to ask for a page")
+
+    def login(self, submit: Callable[[Credentials], Credentials]) -> None:
+        self.credentials = submit(dict(self.credentials))
 
     def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
         self.credentials = post(dict(self.credentials))

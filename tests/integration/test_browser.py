@@ -90,6 +90,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def tended(pool: Pool) -> Pool:
+    pool.tend()
+    return pool
+
+
 def contexts(chrome: Supervised) -> int:
     return int(chrome.ready()["contexts"])
 
@@ -328,7 +333,7 @@ def test_after_a_kill_the_crawl_is_told_and_the_next_one_finds_a_new_browser(
         with pytest.raises(Crashed):
             page.read("return 1")
     chrome.ready(before + 1)
-    until(lambda: pool.tend() or pool.is_able, "the pool to be able again")
+    until(lambda: tended(pool).is_able, "the pool to be able again")
     with open_page() as page:
         page.go(site.url + "/")
 
@@ -338,7 +343,7 @@ def test_while_there_is_no_browser_a_crawl_goes_back_uncharged(
 ) -> None:
     before = chrome.ready()["generation"]
     os.kill(chrome.pid_of("chromium"), signal.SIGKILL)
-    until(lambda: pool.tend() or not pool.is_able, "the pool to notice")
+    until(lambda: not tended(pool).is_able, "the pool to notice")
     with pytest.raises(Interrupted, match="BrowserUnavailable"), open_page():
         pass
     chrome.ready(before + 1)
@@ -361,7 +366,7 @@ def test_after_so_many_crawls_chrome_is_started_afresh_once_the_last_one_has_end
         assert chrome.ready()["generation"] == before
     pool.tend()
     chrome.ready(before + 1)
-    until(lambda: pool.tend() or pool.is_able, "the pool to be able again")
+    until(lambda: tended(pool).is_able, "the pool to be able again")
     pool.close()
 
 

@@ -21,7 +21,7 @@ from crawlfleet.crawl import STALE_TURN_S, Exit, LiveCrawl, Source
 from crawlfleet.errors import AuthFailed, Interrupted, Retry, Throttled
 from crawlfleet.sources import Credentials
 from crawlfleet.sources.noop import Noop
-from crawlfleet.store.accounts import intend_refresh, read_credentials
+from crawlfleet.store.accounts import intend_refresh, read_credentials, set_state
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.tokens import POST_S, PendingStores, Tokens
 
@@ -228,6 +228,7 @@ def test_a_crawl_that_has_to_end_after_its_intent_does_not_post(seller: Seller, 
         seller.crawl(meanwhile=lambda: crawl.abort(Interrupted("RenewalLost"))),
         Exit(taken.egress_id, SOURCE_ID, None),
         lambda: connect(fleet.url, "test"),
+        None,
         stop_at=float("inf"),
     )
     with pytest.raises(Interrupted, match="NotSent"):
@@ -267,6 +268,67 @@ def _dying_after(seconds: int, seller: Seller) -> Callable[[float], None]:
             raise Died
 
     return wait
+
+
+# A password goes the same way, but never a second time.
+
+
+def test_a_login_is_one_submission_and_keeps_its_session(seller: Seller) -> None:
+    tokens = seller.crawl()
+    tokens.login(seller.post, seller.wait)
+    assert (seller.posts, seller.stored(), seller.waited_s) == (["t0"], ("t1", 1), 0)
+
+
+@pytest.mark.parametrize("died", ["die", "post_and_die"])
+def test_a_death_in_a_login_ends_auth_without_another_submission(
+    seller: Seller, fleet: Fleet, died: str
+) -> None:
+    with pytest.raises(Died):
+        seller.crawl().login(getattr(seller, died), seller.wait)
+    submitted = len(seller.posts)
+    for _ in range(2):
+        with pytest.raises(AuthFailed, match="LoginInterrupted"):
+            seller.crawl().login(seller.post, seller.wait)
+    assert len(seller.posts) == submitted
+    assert fleet.scalar("select state::text || reason from account") == "authLoginInterrupted"
+
+
+def test_a_submission_that_decided_nothing_ends_auth_at_once(seller: Seller, fleet: Fleet) -> None:
+    with pytest.raises(AuthFailed, match="LoginInterrupted"):
+        seller.crawl().login(_raise(Retry("PageTimeout")), seller.wait)
+    assert fleet.scalar("select state::text || reason from account") == "authLoginInterrupted"
+
+
+def test_a_submission_that_never_left_may_be_repeated(seller: Seller) -> None:
+    for _ in range(3):
+        with pytest.raises(Throttled):
+            seller.crawl().login(_raise(Throttled("CoolingDown", never_sent=True)), seller.wait)
+    seller.crawl().login(seller.post, seller.wait)
+    assert (seller.posts, seller.stored()) == (["t0"], ("t1", 1))
+
+
+def test_a_refused_password_is_not_submitted_again(seller: Seller, fleet: Fleet) -> None:
+    with pytest.raises(AuthFailed, match="LoginRefused"):
+        seller.crawl().login(_raise(AuthFailed("LoginRefused")), seller.wait)
+    assert fleet.scalar("select state::text || reason from account") == "authLoginRefused"
+
+
+def test_a_crawl_that_began_before_a_login_adopts_its_session(seller: Seller) -> None:
+    paused, waiter = seller.crawl(), seller.crawl()
+    paused.login(seller.post, seller.wait)
+    waiter.login(seller.post, seller.wait)
+    assert seller.posts == ["t0"]
+    assert waiter.credentials == {"refresh_token": "t1"}
+
+
+def test_what_a_person_enabled_may_be_submitted_again(seller: Seller, fleet: Fleet) -> None:
+    with pytest.raises(Died):
+        seller.crawl().login(seller.die, seller.wait)
+    with pytest.raises(AuthFailed):
+        seller.crawl().login(seller.post, seller.wait)
+    set_state(fleet.conn, USER_ID, None, "ok", None)
+    seller.crawl().login(seller.post, seller.wait)
+    assert seller.posts == ["t0"]
 
 
 # Real workers, held at each step and killed there.

@@ -90,6 +90,7 @@ class Ably:
 
     def _read_http(self, crawl: Crawl) -> Rows:
         def log_in() -> None:
+            _need_password(crawl)
             with crawl.browse() as page:
                 Admin(crawl, page, self._selectors, self._paths, self._days).log_in()
 
@@ -102,6 +103,13 @@ def _texts(options: Mapping[str, Any], name: str, known: Iterable[str]) -> dict[
         raise BadInput(f"ably: option {name!r} must map names to text")
     check_known(f"ably: {name}", given, known)
     return dict(given)
+
+
+def _need_password(crawl: Crawl) -> None:
+    if not crawl.credentials.get("password"):
+        raise AuthFailed(
+            "SessionExpired", "the token has expired and there is no password; import a new token"
+        )
 
 
 def _window(crawl: Crawl, days: int) -> dict[str, str]:
@@ -149,10 +157,7 @@ class Admin:
 
     def log_in(self) -> None:
         """Log in by the page, and keep the session. Raises AuthFailed without a password, or if it was refused."""
-        if not self._crawl.credentials.get("password"):
-            raise AuthFailed(
-                "SessionExpired", "the token has expired and there is no password; import a new token"
-            )
+        _need_password(self._crawl)
         facts = self._visit(self._paths.login)
         if not facts.login:
             raise self._unknown(facts)
