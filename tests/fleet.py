@@ -31,11 +31,11 @@ from builders import key_ring, scalar
 from crawlfleet import apply, planner
 from crawlfleet.accounts import Account
 from crawlfleet.credentials import account_context
-from crawlfleet.demo.cafe24 import Cafe24Shop
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import demo_accounts, refresh_token
 from crawlfleet.demo.exchange import Reply, Request
 from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import demo_accounts, refresh_token
 from crawlfleet.local.child import spawn
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, Secret
 from crawlfleet.store import fleet
@@ -331,7 +331,7 @@ class Gate:
 class _GatedShop(Cafe24Shop):
     """The stand-in shop; each answer may be held back after the shop has made it."""
 
-    def __init__(self, config: ShopConfig, server: ShopServer) -> None:
+    def __init__(self, config: Cafe24Config, server: ShopServer) -> None:
         super().__init__(config, server.witness)
         self.seen: list[Seen] = []
         self.gates: list[Gate] = []
@@ -359,7 +359,7 @@ class WatchedShop(ShopServer):
     """The stand-in shop in this process, with a request log and gates."""
 
     def __init__(self, **config: Any) -> None:
-        shop_config = ShopConfig(**config)
+        shop_config = Cafe24Config(**config)
         super().__init__(shop_config)
         self.gated = _GatedShop(shop_config, self)
         self.shop = self.gated

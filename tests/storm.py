@@ -35,10 +35,11 @@ from processes import descendants
 from crawlfleet.accounts import Account
 from crawlfleet.apply import import_accounts
 from crawlfleet.credentials import account_context
-from crawlfleet.demo.config import ShopConfig, korean_now
-from crawlfleet.demo.tokens import demo_accounts
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.tokens import demo_accounts
+from crawlfleet.demo.cafe24.truth import expected_items
+from crawlfleet.demo.korea import korean_now
 from crawlfleet.demo.traps import Traps
-from crawlfleet.demo.truth import expected_items
 from crawlfleet.demo.violations import Agreement
 from crawlfleet.errors import DatabaseUnavailable
 from crawlfleet.local.child import spawn
@@ -89,13 +90,13 @@ sys.exit(main(["worker"]))
 _SHOP = """
 import json, sys, threading
 from crawlfleet.credentials import account_context
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
 from crawlfleet.demo.traps import Traps
 from crawlfleet.demo.server import serve
 from crawlfleet.demo.violations import Agreement
 known = json.loads(sys.argv[1])
 known |= {"agreement": Agreement(**known["agreement"]), "traps": Traps(**known["traps"])}
-serve(0, ShopConfig(**known), stop=threading.Event(), ready=lambda url: print(url, flush=True))
+serve(0, Cafe24Config(**known), stop=threading.Event(), ready=lambda url: print(url, flush=True))
 """
 
 
@@ -236,7 +237,7 @@ class Storm:
         self._faults = schedule(self._random, faults)
         self._length_s = length_s
         self._rate = round(SHOP_USERS * CALLS_A_CRAWL / length_s)
-        self._shop = ShopConfig(
+        self._shop = Cafe24Config(
             seed=f"storm-{seed}",
             access_token_s=3.0,  # a crawl that was held up has to refresh again
             agreement=Agreement(malls_per_egress=SHOP_CAP, pace_per_s=self._rate),

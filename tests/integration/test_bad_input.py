@@ -28,13 +28,13 @@ from terminal import (
     source,
 )
 
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.tokens import client_secret, refresh_token
 from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import client_secret, refresh_token
 from crawlfleet.store import batches
 from crawlfleet.store.connection import Connection, connect
 
-SHOP = ShopConfig(orders_per_mall=3, products_per_mall=2)
+SHOP = Cafe24Config(orders_per_mall=3, products_per_mall=2)
 WORKER_FAILS = 78
 
 

@@ -32,13 +32,13 @@ from terminal import (
 )
 
 from crawlfleet.cli import main
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.tokens import client_secret, refresh_token
 from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import client_secret, refresh_token
 from crawlfleet.local.postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[2]
-SHOP = ShopConfig(orders_per_mall=3, products_per_mall=2)
+SHOP = Cafe24Config(orders_per_mall=3, products_per_mall=2)
 SELLERS = (1, 2, 3, 4)
 BROKEN = 3
 """The seller whose mall answers as nobody has ever seen."""

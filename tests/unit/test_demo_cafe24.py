@@ -11,12 +11,13 @@ from urllib.parse import urlencode
 
 import pytest
 
-from crawlfleet.demo.cafe24 import Cafe24Shop
-from crawlfleet.demo.config import KST, ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import CLIENT_ID, client_secret, demo_accounts, refresh_token
+from crawlfleet.demo.cafe24.truth import expected_items
 from crawlfleet.demo.exchange import Delivery, Reply, Request
-from crawlfleet.demo.tokens import CLIENT_ID, client_secret, demo_accounts, refresh_token
+from crawlfleet.demo.korea import KST
 from crawlfleet.demo.traps import Switchboard, Traps
-from crawlfleet.demo.truth import expected_items
 from crawlfleet.demo.violations import Agreement, Counters, Flight, Witness
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=KST)
@@ -27,7 +28,7 @@ class Bench:
     """A shop with a clock that a test moves, and one polite way to call it."""
 
     def __init__(self, traps: Traps | None = None, **config: Any) -> None:
-        self.config = ShopConfig(traps=traps or Traps(), **config)
+        self.config = Cafe24Config(traps=traps or Traps(), **config)
         self.elapsed_s = 0.0
         self.witness = Witness(self.config.agreement, self.clock)
         self.shop = Cafe24Shop(self.config, self.witness, now=self.now, clock=self.clock)
@@ -95,15 +96,15 @@ def test_paging_brings_exactly_the_expected_items() -> None:
 
 
 def test_the_truth_is_the_same_for_the_same_seed_and_day_only() -> None:
-    config = ShopConfig()
+    config = Cafe24Config()
     truth = expected_items(config, "demo1", 7, NOON.date())
-    assert truth == expected_items(ShopConfig(), "demo1", 7, NOON.date())
+    assert truth == expected_items(Cafe24Config(), "demo1", 7, NOON.date())
     assert truth != expected_items(replace(config, seed="other"), "demo1", 7, NOON.date())
     assert truth != expected_items(config, "demo2", 7, NOON.date())
 
 
 def test_the_truth_of_fewer_days_holds_fewer_orders() -> None:
-    sizes = [len(expected_items(ShopConfig(), "demo1", days, NOON.date())) for days in (0, 3, 6, 7)]
+    sizes = [len(expected_items(Cafe24Config(), "demo1", days, NOON.date())) for days in (0, 3, 6, 7)]
     assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
 
 

@@ -14,12 +14,12 @@ import pytest
 import requests
 from http_proxy import HttpProxy
 
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.tokens import CLIENT_ID, client_secret, refresh_token
 from crawlfleet.demo.server import ShopServer, serve
-from crawlfleet.demo.tokens import CLIENT_ID, client_secret, refresh_token
 from crawlfleet.demo.violations import Agreement
 
-CONFIG = ShopConfig()
+CONFIG = Cafe24Config()
 ORDERS = "api/v2/admin/orders"
 TIMEOUT_S = 10
 
@@ -215,7 +215,7 @@ def test_a_hundred_clients_at_once_are_served(shops: ShopServer) -> None:
 
 
 def test_a_proxy_is_an_egress_of_its_own(client: requests.Session) -> None:
-    config = ShopConfig(agreement=Agreement(reaction_s=0.0))
+    config = Cafe24Config(agreement=Agreement(reaction_s=0.0))
     with ShopServer(config) as shops, HttpProxy("exit1") as proxy:
         through = {"http": proxy.url}
         get_orders(shops, client, proxies=through)

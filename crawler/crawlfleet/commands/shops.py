@@ -9,15 +9,15 @@ import threading
 from datetime import UTC, datetime
 
 from crawlfleet.commands.place import Arguments
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.tokens import demo_accounts
 from crawlfleet.demo.server import serve
-from crawlfleet.demo.tokens import demo_accounts
 from crawlfleet.demo.violations import Agreement
 from crawlfleet.errors import CrawlfleetError
 
 
 def serve_shops(arguments: Arguments) -> int:
-    config = ShopConfig(agreement=Agreement(malls_per_egress=arguments.cap, pace_per_s=arguments.pace))
+    config = Cafe24Config(agreement=Agreement(malls_per_egress=arguments.cap, pace_per_s=arguments.pace))
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

@@ -8,8 +8,8 @@ import re
 from datetime import datetime, timedelta
 from urllib.parse import parse_qsl
 
-from crawlfleet.demo.config import KST
 from crawlfleet.demo.exchange import Refused
+from crawlfleet.demo.korea import KST
 
 COMMA_VALUES_MAX = 100
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d([+-]\d\d:\d\d)?)?")

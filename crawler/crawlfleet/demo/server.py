@@ -25,9 +25,10 @@ from socketserver import TCPServer
 from typing import Any, Self
 from urllib.parse import unquote
 
-from crawlfleet.demo.cafe24 import Cafe24Shop
-from crawlfleet.demo.config import ShopConfig, korean_now
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
 from crawlfleet.demo.exchange import Delivery, Reply, Request
+from crawlfleet.demo.korea import korean_now
 from crawlfleet.demo.violations import Counters, Flight, Witness
 
 DRIP_S = 0.2
@@ -204,14 +205,14 @@ class ShopServer:
 
     def __init__(
         self,
-        config: ShopConfig | None = None,
+        config: Cafe24Config | None = None,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
         now: Callable[[], datetime] = korean_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        config = config or ShopConfig()
+        config = config or Cafe24Config()
         self.witness = Witness(config.agreement, clock)
         self.shop = Cafe24Shop(config, self.witness, now=now, clock=clock)
         self._address = (host, port)
@@ -261,7 +262,7 @@ class ShopServer:
 
 def serve(
     port: int,
-    config: ShopConfig,
+    config: Cafe24Config,
     *,
     stop: threading.Event,
     host: str = "127.0.0.1",

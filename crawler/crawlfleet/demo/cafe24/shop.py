@@ -23,13 +23,20 @@ from datetime import date, datetime, timedelta
 from threading import Lock
 from urllib.parse import parse_qsl
 
-from crawlfleet.demo.config import KST, ShopConfig, korean_now
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.limits import RateLimits
+from crawlfleet.demo.cafe24.listings import Listings
+from crawlfleet.demo.cafe24.tokens import (
+    CLIENT_ID,
+    RefreshTokens,
+    access_expires_ms,
+    access_token,
+    client_secret,
+)
+from crawlfleet.demo.cafe24.truth import expected_items
 from crawlfleet.demo.exchange import Body, Delivery, Refused, Reply, Request
-from crawlfleet.demo.limits import RateLimits
-from crawlfleet.demo.listings import Listings
-from crawlfleet.demo.tokens import CLIENT_ID, RefreshTokens, access_expires_ms, access_token, client_secret
+from crawlfleet.demo.korea import KST, korean_now
 from crawlfleet.demo.traps import Switchboard, Traps
-from crawlfleet.demo.truth import expected_items
 from crawlfleet.demo.violations import Witness
 
 SCOPES = ("mall.read_order", "mall.read_product")
@@ -42,7 +49,7 @@ class Cafe24Shop:
 
     def __init__(
         self,
-        config: ShopConfig,
+        config: Cafe24Config,
         witness: Witness,
         *,
         now: Callable[[], datetime] = korean_now,

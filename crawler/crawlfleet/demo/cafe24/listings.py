@@ -11,11 +11,12 @@ from datetime import date, datetime
 from threading import Lock
 from urllib.parse import parse_qsl, urlencode
 
-from crawlfleet.demo.config import KST, ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.truth import Order, order_body, orders_of, product_body
 from crawlfleet.demo.exchange import Body, Refused, Reply, Request
+from crawlfleet.demo.korea import KST
 from crawlfleet.demo.parameters import Parameters
 from crawlfleet.demo.traps import Traps
-from crawlfleet.demo.truth import Order, order_body, orders_of, product_body
 
 MOVING_ORDERS_MAX = 20
 MOVING_ORDER_NO = 9_000_000
@@ -50,7 +51,7 @@ PRODUCT_WORDS = {"since_product_no", "product_no", "sort", "order"} | {
 class Listings:
     """The lists of every mall as of the day `today` (KST). Thread-safe."""
 
-    def __init__(self, config: ShopConfig, today: date, now: Callable[[], datetime]) -> None:
+    def __init__(self, config: Cafe24Config, today: date, now: Callable[[], datetime]) -> None:
         self._config = config
         self._today = today
         self._now = now
