@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from crawlfleet.demo.traps import Traps
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
 from crawlfleet.demo.violations import Agreement
 
 
@@ -27,4 +27,4 @@ class Cafe24Config:
     usage_calls: int = 1000
     usage_processing_s: float = 300.0
     agreement: Agreement = field(default_factory=Agreement)
-    traps: Traps = field(default_factory=Traps)
+    traps: Cafe24Traps = field(default_factory=Cafe24Traps)

@@ -2,9 +2,8 @@
 
 One `Cafe24Shop` is every mall: it turns a `Request` into a `Reply` as the public documentation of the
 API has it (rotating refresh tokens, paging rules, two rate systems, error bodies), or as a trap spoils
-it. What the malls hold is in `truth`, what they list of it in `listings`. It opens no socket: delays,
-drips and cut connections are only described in the reply, and `server.py` carries them out. What it
-tells a client about waiting and bans it also tells the `Witness`.
+it. `https://{mall_id}.cafe24api.com` becomes `/{mall_id}` here. What the malls hold is in `truth`, what
+they list of it in `listings`. What the shop tells a client about waiting it also tells the `Witness`.
 
 Where the documentation is silent (the body of a 429, the refusal of a refresh token, what happens
 outside the rules of paging) the shop picks something plausible; no client may depend on the choice.
@@ -16,6 +15,7 @@ import base64
 import binascii
 import hmac
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +26,7 @@ from urllib.parse import parse_qsl
 from crawlfleet.demo.cafe24.config import Cafe24Config
 from crawlfleet.demo.cafe24.limits import RateLimits
 from crawlfleet.demo.cafe24.listings import Listings
+from crawlfleet.demo.cafe24.replies import api_error, oauth_error
 from crawlfleet.demo.cafe24.tokens import (
     CLIENT_ID,
     RefreshTokens,
@@ -33,40 +34,41 @@ from crawlfleet.demo.cafe24.tokens import (
     access_token,
     client_secret,
 )
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
 from crawlfleet.demo.cafe24.truth import expected_items
-from crawlfleet.demo.exchange import Body, Delivery, Refused, Reply, Request
+from crawlfleet.demo.cafe24.witness import Cafe24Witness
+from crawlfleet.demo.exchange import Body, Delivery, Refused, Reply, Request, Visit
 from crawlfleet.demo.korea import KST, korean_now
-from crawlfleet.demo.traps import Switchboard, Traps
-from crawlfleet.demo.violations import Witness
+from crawlfleet.demo.shop import Shop
 
+MALL_ID = re.compile(r"[a-z][a-z0-9]{0,31}")
 SCOPES = ("mall.read_order", "mall.read_product")
 REFRESH_TOKEN_LIFE = timedelta(days=14)
 PROCESSING_S = 0.02
 
 
-class Cafe24Shop:
-    """Every mall of the stand-in platform. Thread-safe; `answer` is all a server needs."""
+class Cafe24Shop(Shop[Cafe24Traps]):
+    """Every mall of the stand-in platform."""
+
+    witness: Cafe24Witness
 
     def __init__(
         self,
         config: Cafe24Config,
-        witness: Witness,
         *,
         now: Callable[[], datetime] = korean_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        witness = Cafe24Witness(config.agreement, clock)
+        super().__init__(config.traps, witness, clock)
         self.config = config
         self.today = now().astimezone(KST).date()
         """The day the orders are counted back from: it stays, whatever midnights pass."""
-        self.switches = Switchboard(config.traps)
-        self._witness = witness
         self._now = now
-        self._clock = clock
         self._tokens = RefreshTokens(config, witness)
         self._limits = RateLimits(config, clock)
         self._listings = Listings(config, self.today, now)
         self._lock = Lock()
-        self._banned_until_s: dict[str, float] = {}
         # Repeatable faults, not secrets.
         self._random = random.Random(config.seed)  # noqa: S311
 
@@ -74,48 +76,40 @@ class Cafe24Shop:
         """The truth of this shop: see the function of that name."""
         return expected_items(self.config, mall_id, days, self.today)
 
-    def answer(self, request: Request) -> Reply:
-        """The reply to one request; a trap may have spoiled it."""
-        traps = self.switches.traps(request.mall)
-        reply = self._banned(request.egress, traps) or self._served(request, traps)
-        return replace(reply, delay_s=traps.slow_s) if traps.slow_s else reply
+    def visit(self, request: Request) -> Visit:
+        """The mall and the resource of `/{mall_id}/api/v2/admin/{resource}`, or `token` for its token endpoint."""
+        parts = request.path.split("/", 5)
+        if len(parts) < 6 or not MALL_ID.fullmatch(parts[1]):
+            return Visit()
+        if parts[2:5] == ["api", "v2", "admin"]:
+            return Visit(parts[1], parts[5], is_api=bool(parts[5]))
+        return Visit(parts[1], "token" if parts[2:] == ["api", "v2", "oauth", "token"] else "")
 
-    def _banned(self, egress: str, traps: Traps) -> Reply | None:
-        now_s = self._clock()
-        if traps.ban_s and self.switches.spring_once("ban_s", egress):
-            self._banned_until_s[egress] = now_s + traps.ban_s
-            self._witness.told_ban(egress, traps.ban_s)
-        if now_s < self._banned_until_s.get(egress, 0.0):
-            return Reply.of_html(403, "Access from your network has been blocked")
-        return None
-
-    def _served(self, request: Request, traps: Traps) -> Reply:
-        if traps.maintenance:
-            return Reply.of_html(503, "서비스 점검 중입니다")
-        if not request.mall:
-            return Reply.of_error(404, "No such mall.")
-        if request.is_token_request:
-            return self._token_reply(request, traps)
+    def _reply(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Reply:
+        if not visit.account:
+            return api_error(404, "No such mall.")
+        if visit.what == "token" and not visit.is_api:
+            return self._token_reply(request, visit.account, traps)
         try:
-            return self._api_reply(request, traps)
+            return self._api_reply(request, visit, traps)
         except Refused as refusal:
-            return Reply.of_error(refusal.status, str(refusal))
+            return api_error(refusal.status, str(refusal))
 
     # Tokens
 
-    def _token_reply(self, request: Request, traps: Traps) -> Reply:
+    def _token_reply(self, request: Request, mall: str, traps: Cafe24Traps) -> Reply:
         form = dict(parse_qsl(request.body.decode("utf-8", "replace")))
         if request.method != "POST":
-            return Reply.of_oauth_error(405, "invalid_request", "Use POST.")
+            return oauth_error(405, "invalid_request", "Use POST.")
         if not self._knows_client(request.headers.get("authorization", "")):
-            return Reply.of_oauth_error(401, "invalid_client", "Unknown client or wrong secret.")
+            return oauth_error(401, "invalid_client", "Unknown client or wrong secret.")
         if form.get("grant_type") != "refresh_token":
-            return Reply.of_oauth_error(400, "unsupported_grant_type", "Only refresh_token is served.")
-        successor = self._tokens.rotate(request.mall, form.get("refresh_token", ""), traps)
+            return oauth_error(400, "unsupported_grant_type", "Only refresh_token is served.")
+        successor = self._tokens.rotate(mall, form.get("refresh_token", ""), traps)
         if successor is None:
-            return Reply.of_oauth_error(400, "invalid_grant", "Invalid refresh_token")
+            return oauth_error(400, "invalid_grant", "Invalid refresh_token")
         delivery = Delivery.LOST if traps.lose_refresh_reply else Delivery.WHOLE
-        return replace(self._token_pair(request.mall, successor), delivery=delivery)
+        return replace(self._token_pair(mall, successor), delivery=delivery)
 
     def _knows_client(self, authorization: str) -> bool:
         scheme, _, encoded = authorization.partition(" ")
@@ -144,9 +138,9 @@ class Cafe24Shop:
         }
         return Reply.of_json(200, body)
 
-    def _check_access(self, request: Request, traps: Traps) -> None:
+    def _check_access(self, request: Request, mall: str, traps: Cafe24Traps) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        expires_ms = access_expires_ms(self.config, request.mall, token)
+        expires_ms = access_expires_ms(self.config, mall, token)
         if scheme != "Bearer" or expires_ms is None or traps.revoke_tokens:
             raise Refused("Invalid access_token", 401)
         if _milliseconds(self._now()) >= expires_ms:
@@ -154,50 +148,50 @@ class Cafe24Shop:
 
     # The API
 
-    def _api_reply(self, request: Request, traps: Traps) -> Reply:
-        if request.resource not in {"orders", "orders/count", "products"}:
+    def _api_reply(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Reply:
+        if visit.what not in {"orders", "orders/count", "products"}:
             raise Refused("Not Found", 404)
         if request.method != "GET":
             raise Refused("Method Not Allowed", 405)
-        self._check_access(request, traps)
-        charge = self._limits.charge(request.mall, request.resource, PROCESSING_S + traps.slow_s)
+        self._check_access(request, visit.account, traps)
+        charge = self._limits.charge(visit.account, visit.what, PROCESSING_S + traps.slow_s)
         if charge.wait_s:
-            self._witness.told_to_wait(request.mall, charge.wait_s)
+            self.witness.told_to_wait(visit.account, charge.wait_s)
         if charge.refused:
-            reply = Reply.of_error(429, "Too Many Requests")
+            reply = api_error(429, "Too Many Requests")
         else:
-            reply = self._refusing_trap(request.mall, traps) or self._content(request, traps)
+            reply = self._refusing_trap(visit.account, traps) or self._content(request, visit, traps)
         return replace(reply, headers={**charge.headers, **reply.headers})
 
-    def _refusing_trap(self, mall: str, traps: Traps) -> Reply | None:
+    def _refusing_trap(self, mall: str, traps: Cafe24Traps) -> Reply | None:
         if traps.always_429:
             size = self.config.bucket_size
             full = {"X-Api-Call-Limit": f"{size}/{size}"}
-            return replace(Reply.of_error(429, "Too Many Requests"), headers=full)
+            return replace(api_error(429, "Too Many Requests"), headers=full)
         if traps.throttle_once and self.switches.spring_once("throttle_once", mall):
-            self._witness.told_to_wait(mall, 1)
-            return replace(Reply.of_error(429, "Too Many Requests"), headers={"Retry-After": "1"})
+            self.witness.told_to_wait(mall, 1)
+            return replace(api_error(429, "Too Many Requests"), headers={"Retry-After": "1"})
         if traps.scope_removed:
-            return Reply.of_error(403, "insufficient_scope")
+            return api_error(403, "insufficient_scope")
         if traps.error_500 and self._roll() < traps.error_500:
-            return Reply.of_error(500, "Internal Server Error")
+            return api_error(500, "Internal Server Error")
         return None
 
     def _roll(self) -> float:
         with self._lock:
             return self._random.random()
 
-    def _content(self, request: Request, traps: Traps) -> Reply:
+    def _content(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Reply:
         if traps.html_200:
-            return Reply.of_html(200, "관리자 로그인")
+            return Reply.of_notice(200, "관리자 로그인")
         if traps.empty_body:
             return Reply(200)
         if traps.error_in_200:
-            return replace(Reply.of_error(500, "Internal Server Error"), status=200)
+            return replace(api_error(500, "Internal Server Error"), status=200)
         if traps.unknown_reply:
             return Reply.of_json(200, {"result": {"rows": []}, "meta": {"version": 3}})
         _check_version(request.headers.get("x-cafe24-api-version", ""))
-        return _spoil(self._listings.answer(request, traps), traps)
+        return _spoil(self._listings.answer(request, visit, traps), traps)
 
 
 def _check_version(version: str) -> None:
@@ -207,7 +201,7 @@ def _check_version(version: str) -> None:
         raise Refused("X-Cafe24-Api-Version must be a date (YYYY-MM-DD).", 400) from None
 
 
-def _spoil(reply: Reply, traps: Traps) -> Reply:
+def _spoil(reply: Reply, traps: Cafe24Traps) -> Reply:
     if traps.huge_page_bytes:
         padding = b'{"padding": "' + b"x" * traps.huge_page_bytes + b'", '
         reply = replace(reply, body=padding + reply.body[1:])

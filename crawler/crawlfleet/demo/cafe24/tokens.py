@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from threading import Lock
 
 from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
+from crawlfleet.demo.cafe24.witness import Cafe24Witness
 from crawlfleet.demo.exchange import Body
 from crawlfleet.demo.korea import KST
-from crawlfleet.demo.traps import Traps
-from crawlfleet.demo.violations import Witness
 
 CLIENT_ID = "crawlfleet-demo"
 
@@ -86,7 +86,7 @@ class RefreshTokens:
     stored by an earlier run keep working.
     """
 
-    def __init__(self, config: Cafe24Config, witness: Witness) -> None:
+    def __init__(self, config: Cafe24Config, witness: Cafe24Witness) -> None:
         self._config = config
         self._witness = witness
         self._lock = Lock()
@@ -94,7 +94,7 @@ class RefreshTokens:
         self._refused: set[str] = set()
         self._reply_lost: set[str] = set()
 
-    def rotate(self, mall: str, token: str, traps: Traps) -> str | None:
+    def rotate(self, mall: str, token: str, traps: Cafe24Traps) -> str | None:
         """The successor of `token`, which dies; None if `token` is refused, which it is for ever."""
         with self._lock:
             generation = self._accept(mall, token, revoked=traps.revoke_tokens)
