@@ -6,12 +6,14 @@ a ban of the egress, maintenance, slowness. No socket is opened: a reply says ho
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from crawlfleet.demo.exchange import Reply, Request, Visit
+from crawlfleet.demo.exchange import Delivery, Reply, Request, Visit
 from crawlfleet.demo.traps import Switchboard, Traps
 from crawlfleet.demo.violations import Witness
 
@@ -24,11 +26,16 @@ MAINTENANCE = "서비스 점검 중입니다"
 class Shop(ABC, Generic[AnyTraps]):
     """One stand-in platform. Thread-safe; `visit` and `answer` are all a server needs."""
 
-    def __init__(self, traps: AnyTraps, witness: Witness[Any], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, traps: AnyTraps, witness: Witness[Any], clock: Callable[[], float], *, seed: str
+    ) -> None:
         self.switches = Switchboard(traps)
         self.witness = witness
         self._clock = clock
         self._banned_until_s: dict[str, float] = {}
+        self._random_lock = Lock()
+        # Repeatable faults, not secrets.
+        self._random = random.Random(seed)  # noqa: S311
 
     @abstractmethod
     def visit(self, request: Request) -> Visit:
@@ -60,3 +67,18 @@ class Shop(ABC, Generic[AnyTraps]):
             self._banned_until_s[egress] = now_s + traps.ban_s
             self.witness.told_ban(egress, traps.ban_s)
         return now_s < self._banned_until_s.get(egress, 0.0)
+
+    def _fails(self, traps: AnyTraps) -> bool:
+        """Whether this request is one of the share that fails."""
+        with self._random_lock:
+            return bool(traps.error_500) and self._random.random() < traps.error_500
+
+
+def spoil_json(reply: Reply, traps: Traps) -> Reply:
+    """The reply with what the traps do to a JSON object that is otherwise right."""
+    if traps.huge_page_bytes:
+        padding = b'{"padding": "' + b"x" * traps.huge_page_bytes + b'", '
+        reply = replace(reply, body=padding + reply.body[1:])
+    if traps.drip:
+        return replace(reply, delivery=Delivery.DRIP)
+    return replace(reply, delivery=Delivery.TRUNCATED) if traps.truncated else reply

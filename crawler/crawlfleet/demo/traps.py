@@ -15,15 +15,32 @@ from typing import Any, Generic, TypeVar
 
 @dataclass(frozen=True)
 class Traps:
-    """What goes wrong, all off. Times in seconds.
+    """What goes wrong, all off. Times in seconds; of the API, if nothing else is said.
 
     ban_s: the next request of each egress gets it banned for so long (403 HTML), once an egress.
-    slow_s: so long until each reply. maintenance: 503 with a page for people.
+    slow_s: so long until each reply. maintenance: 503 with a page for people, for everything.
+    throttle_once: one 429 with Retry-After an account. drip: a byte every 0.2 s, without end.
+    error_500: the share (0..1) of requests that fail. huge_page_bytes: padding in each reply.
+    revoke_tokens: no token is valid. html_200: a login page instead of data. moving_orders: each page of orders
+    is followed by a new order at the head of the list. truncated: fewer bytes than Content-Length says.
+    The others are what their names say.
     """
 
     ban_s: float = 0.0
     slow_s: float = 0.0
     maintenance: bool = False
+    always_429: bool = False
+    throttle_once: bool = False
+    error_500: float = 0.0
+    revoke_tokens: bool = False
+    html_200: bool = False
+    empty_body: bool = False
+    error_in_200: bool = False
+    unknown_reply: bool = False
+    huge_page_bytes: int = 0
+    drip: bool = False
+    truncated: bool = False
+    moving_orders: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the trap: they also come in from the control endpoint."""

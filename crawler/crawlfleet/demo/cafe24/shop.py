@@ -14,13 +14,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import random
 import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, datetime, timedelta
-from threading import Lock
 from urllib.parse import parse_qsl
 
 from crawlfleet.demo.cafe24.config import Cafe24Config
@@ -39,7 +37,7 @@ from crawlfleet.demo.cafe24.truth import expected_items
 from crawlfleet.demo.cafe24.witness import Cafe24Witness
 from crawlfleet.demo.exchange import Body, Delivery, Refused, Reply, Request, Visit
 from crawlfleet.demo.korea import KST, korean_now
-from crawlfleet.demo.shop import Shop
+from crawlfleet.demo.shop import Shop, spoil_json
 
 MALL_ID = re.compile(r"[a-z][a-z0-9]{0,31}")
 SCOPES = ("mall.read_order", "mall.read_product")
@@ -60,7 +58,7 @@ class Cafe24Shop(Shop[Cafe24Traps]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         witness = Cafe24Witness(config.agreement, clock)
-        super().__init__(config.traps, witness, clock)
+        super().__init__(config.traps, witness, clock, seed=config.seed)
         self.config = config
         self.today = now().astimezone(KST).date()
         """The day the orders are counted back from: it stays, whatever midnights pass."""
@@ -68,9 +66,6 @@ class Cafe24Shop(Shop[Cafe24Traps]):
         self._tokens = RefreshTokens(config, witness)
         self._limits = RateLimits(config, clock)
         self._listings = Listings(config, self.today, now)
-        self._lock = Lock()
-        # Repeatable faults, not secrets.
-        self._random = random.Random(config.seed)  # noqa: S311
 
     def expected_items(self, mall_id: str, days: int) -> dict[tuple[str, str], Body]:
         """The truth of this shop: see the function of that name."""
@@ -173,13 +168,9 @@ class Cafe24Shop(Shop[Cafe24Traps]):
             return replace(api_error(429, "Too Many Requests"), headers={"Retry-After": "1"})
         if traps.scope_removed:
             return api_error(403, "insufficient_scope")
-        if traps.error_500 and self._roll() < traps.error_500:
+        if self._fails(traps):
             return api_error(500, "Internal Server Error")
         return None
-
-    def _roll(self) -> float:
-        with self._lock:
-            return self._random.random()
 
     def _content(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Reply:
         if traps.html_200:
@@ -191,7 +182,7 @@ class Cafe24Shop(Shop[Cafe24Traps]):
         if traps.unknown_reply:
             return Reply.of_json(200, {"result": {"rows": []}, "meta": {"version": 3}})
         _check_version(request.headers.get("x-cafe24-api-version", ""))
-        return _spoil(self._listings.answer(request, visit, traps), traps)
+        return spoil_json(self._listings.answer(request, visit, traps), traps)
 
 
 def _check_version(version: str) -> None:
@@ -199,15 +190,6 @@ def _check_version(version: str) -> None:
         date.fromisoformat(version)
     except ValueError:
         raise Refused("X-Cafe24-Api-Version must be a date (YYYY-MM-DD).", 400) from None
-
-
-def _spoil(reply: Reply, traps: Cafe24Traps) -> Reply:
-    if traps.huge_page_bytes:
-        padding = b'{"padding": "' + b"x" * traps.huge_page_bytes + b'", '
-        reply = replace(reply, body=padding + reply.body[1:])
-    if traps.drip:
-        return replace(reply, delivery=Delivery.DRIP)
-    return replace(reply, delivery=Delivery.TRUNCATED) if traps.truncated else reply
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from threading import Lock
 
+from crawlfleet.demo.accounts import account_lines
 from crawlfleet.demo.cafe24.config import Cafe24Config
 from crawlfleet.demo.cafe24.traps import Cafe24Traps
 from crawlfleet.demo.cafe24.witness import Cafe24Witness
 from crawlfleet.demo.exchange import Body
-from crawlfleet.demo.korea import KST
 
 CLIENT_ID = "crawlfleet-demo"
 
@@ -42,23 +42,18 @@ def access_expires_ms(config: Cafe24Config, mall_id: str, token: str) -> int | N
 
 
 def demo_accounts(count: int, config: Cafe24Config, now: datetime) -> Iterator[Body]:
-    """Account lines of the users 1..count: 3 of 10 paid, 5 free and active in the last week, 2 inactive."""
-    for user_id in range(1, count + 1):
-        place = user_id % 10
-        away = timedelta(days=30 + user_id % 60) if place >= 8 else timedelta(hours=user_id % 144)
+    """Account lines of the users 1..count."""
+
+    def credentials(user_id: int) -> Body:
         mall_id = f"demo{user_id}"
-        yield {
-            "user_id": user_id,
-            "source": "cafe24",
-            "subscription": "paid" if place < 3 else "free",
-            "last_login_at": (now - away).astimezone(KST).isoformat(timespec="seconds"),
-            "credentials": {
-                "mall_id": mall_id,
-                "client_id": CLIENT_ID,
-                "client_secret": client_secret(config),
-                "refresh_token": refresh_token(config, mall_id),
-            },
+        return {
+            "mall_id": mall_id,
+            "client_id": CLIENT_ID,
+            "client_secret": client_secret(config),
+            "refresh_token": refresh_token(config, mall_id),
         }
+
+    return account_lines(count, "cafe24", credentials, now)
 
 
 def _signature(config: Cafe24Config, text: str) -> str:
