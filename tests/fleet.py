@@ -1,7 +1,7 @@
 """A small fleet for tests: a database with a batch, real worker processes, and the stand-in shop they crawl.
 
 `Fleet` declares sources and plans batches by way of the manifests, as `crawlfleet run` does, and starts
-`crawlfleet worker` processes; leaving it ends them. `WatchedShop` is the stand-in shop with a request log and
+`crawlfleet worker` processes; leaving it ends them. `WatchedShop` is a stand-in shop with a request log and
 gates, so that a test can stop time at one request.
 """
 
@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 import psycopg
@@ -31,11 +30,12 @@ from builders import key_ring, scalar
 from crawlfleet import apply, planner
 from crawlfleet.accounts import Account
 from crawlfleet.credentials import account_context
-from crawlfleet.demo.cafe24 import Cafe24Shop
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import demo_accounts, refresh_token
 from crawlfleet.demo.exchange import Reply, Request
-from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import demo_accounts, refresh_token
+from crawlfleet.demo.server import AnyShop, ShopServer
+from crawlfleet.demo.violations import SEEN
 from crawlfleet.local.child import spawn
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, Secret
 from crawlfleet.store import fleet
@@ -300,9 +300,9 @@ def _proxy_secret(name: str, url: str) -> Secret:
 
 @dataclass(frozen=True)
 class Seen:
-    """One request that the shop got; `at_s` on the monotonic clock."""
+    """One request that a shop got; `at_s` on the monotonic clock."""
 
-    mall: str
+    account: str
     what: str
     egress: str
     at_s: float
@@ -328,48 +328,60 @@ class Gate:
         self._opened.wait(PATIENCE_S * 2)
 
 
-class _GatedShop(Cafe24Shop):
-    """The stand-in shop; each answer may be held back after the shop has made it."""
+class _Watched(ShopServer[AnyShop], Generic[AnyShop]):
+    """A stand-in shop in this process, with a request log, and gates that hold answers after they were made."""
 
-    def __init__(self, config: ShopConfig, server: ShopServer) -> None:
-        super().__init__(config, server.witness)
-        self.seen: list[Seen] = []
-        self.gates: list[Gate] = []
+    def __init__(self, shop: AnyShop) -> None:
+        super().__init__(shop)
+        self._seen: list[Seen] = []
+        self._gates: list[Gate] = []
         self._gates_lock = threading.Lock()
 
     def answer(self, request: Request) -> Reply:
-        what = "token" if request.is_token_request else request.resource
-        seen = Seen(request.mall, what, request.egress, time.monotonic())
-        self.seen.append(seen)
+        visit = self.shop.visit(request)
+        seen = Seen(visit.account, visit.what, request.egress, time.monotonic())
+        self._seen.append(seen)
         reply = super().answer(request)
-        gate = self._gate(seen)
-        if gate is not None:
+        if gate := self._gate_of(seen):
             gate.hold()
         return reply
 
-    def _gate(self, seen: Seen) -> Gate | None:
+    def _gate_of(self, seen: Seen) -> Gate | None:
         with self._gates_lock:
-            gate = next((g for g in self.gates if g.arrived < g.most and g.matches(seen)), None)
+            gate = next((g for g in self._gates if g.arrived < g.most and g.matches(seen)), None)
             if gate is not None:
                 gate.arrived += 1
             return gate
 
-
-class WatchedShop(ShopServer):
-    """The stand-in shop in this process, with a request log and gates."""
-
-    def __init__(self, **config: Any) -> None:
-        shop_config = ShopConfig(**config)
-        super().__init__(shop_config)
-        self.gated = _GatedShop(shop_config, self)
-        self.shop = self.gated
-        accounts = islice(demo_accounts(1000, shop_config, datetime.now(UTC)), 1000)
-        self._credentials = {line["user_id"]: line["credentials"] for line in accounts}
-
     def stop(self) -> None:
-        for gate in self.gated.gates:
+        for gate in self._gates:
             gate.open()
         super().stop()
+
+    def gate(self, what: str, *, accounts: Sequence[str] = (), most: int = 1_000_000) -> Gate:
+        """Hold replies to that (`token`, `orders`, ...) of these accounts (of all), at most so many."""
+        gate = Gate(lambda seen: seen.what == what and (not accounts or seen.account in accounts), most)
+        self._gates.append(gate)
+        return gate
+
+    def seen(self, what: str | None = None, account: str | None = None) -> list[Seen]:
+        """The requests so far, in order."""
+        return [s for s in list(self._seen) if what in (None, s.what) and account in (None, s.account)]
+
+    def violations(self) -> dict[str, int]:
+        """The counters of impoliteness that are not zero."""
+        counted = self.shop.witness.counters().as_dict()
+        return {name: count for name, count in counted.items() if count and name not in SEEN}
+
+
+class WatchedShop(_Watched[Cafe24Shop]):
+    """The stand-in cafe24 in this process, with a request log and gates."""
+
+    def __init__(self, **config: Any) -> None:
+        shop_config = Cafe24Config(**config)
+        super().__init__(Cafe24Shop(shop_config))
+        accounts = demo_accounts(1000, shop_config, datetime.now(UTC))
+        self._credentials = {line["user_id"]: line["credentials"] for line in accounts}
 
     @property
     def base_url(self) -> str:
@@ -383,21 +395,6 @@ class WatchedShop(ShopServer):
         """What the seller has after a new consent: a token that is newer than all before."""
         token = refresh_token(self.shop.config, f"demo{user_id}", generation=100)
         return self.credentials(user_id) | {"refresh_token": token}
-
-    def gate(self, what: str, *, malls: Sequence[str] = (), most: int = 1_000_000) -> Gate:
-        """Hold replies to that resource (`token`, `orders`, ...) of these malls (of all), at most so many."""
-        gate = Gate(lambda seen: seen.what == what and (not malls or seen.mall in malls), most)
-        self.gated.gates.append(gate)
-        return gate
-
-    def seen(self, what: str | None = None, mall: str | None = None) -> list[Seen]:
-        """The requests so far, in order."""
-        return [s for s in list(self.gated.seen) if what in (None, s.what) and mall in (None, s.mall)]
-
-    def violations(self) -> dict[str, int]:
-        """The counters of impoliteness that are not zero."""
-        counted = self.witness.counters().as_dict()
-        return {n: c for n, c in counted.items() if c and n not in ("requests", "peak_in_flight")}
 
     def truth(self, users: Iterable[int], days: int = 7) -> dict[int, dict[tuple[str, str], Any]]:
         """What a crawl of these users has to bring."""

@@ -35,11 +35,12 @@ from processes import descendants
 from crawlfleet.accounts import Account
 from crawlfleet.apply import import_accounts
 from crawlfleet.credentials import account_context
-from crawlfleet.demo.config import ShopConfig, korean_now
-from crawlfleet.demo.tokens import demo_accounts
-from crawlfleet.demo.traps import Traps
-from crawlfleet.demo.truth import expected_items
-from crawlfleet.demo.violations import Agreement
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.tokens import demo_accounts
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
+from crawlfleet.demo.cafe24.truth import expected_items
+from crawlfleet.demo.korea import korean_now
+from crawlfleet.demo.violations import SEEN, Agreement
 from crawlfleet.errors import DatabaseUnavailable
 from crawlfleet.local.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres
@@ -89,13 +90,15 @@ sys.exit(main(["worker"]))
 _SHOP = """
 import json, sys, threading
 from crawlfleet.credentials import account_context
-from crawlfleet.demo.config import ShopConfig
-from crawlfleet.demo.traps import Traps
-from crawlfleet.demo.server import serve
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
+from crawlfleet.demo.server import ShopServer
 from crawlfleet.demo.violations import Agreement
 known = json.loads(sys.argv[1])
-known |= {"agreement": Agreement(**known["agreement"]), "traps": Traps(**known["traps"])}
-serve(0, ShopConfig(**known), stop=threading.Event(), ready=lambda url: print(url, flush=True))
+known |= {"agreement": Agreement(**known["agreement"]), "traps": Cafe24Traps(**known["traps"])}
+print(ShopServer(Cafe24Shop(Cafe24Config(**known))).start(), flush=True)
+threading.Event().wait()
 """
 
 
@@ -236,11 +239,12 @@ class Storm:
         self._faults = schedule(self._random, faults)
         self._length_s = length_s
         self._rate = round(SHOP_USERS * CALLS_A_CRAWL / length_s)
-        self._shop = ShopConfig(
+        self._shop = Cafe24Config(
             seed=f"storm-{seed}",
             access_token_s=3.0,  # a crawl that was held up has to refresh again
-            agreement=Agreement(malls_per_egress=SHOP_CAP, pace_per_s=self._rate),
-            traps=Traps(slow_s=round(SHOP_CAP / self._rate / 4, 3)),  # a quarter of the crawls is at the shop
+            agreement=Agreement(accounts_per_egress=SHOP_CAP, pace_per_s=self._rate),
+            # A quarter of the crawls is at the shop.
+            traps=Cafe24Traps(slow_s=round(SHOP_CAP / self._rate / 4, 3)),
         )
         self._killed: set[int] = set()  # users of the shop whose crawl was killed
         self._conn: Connection | None = None
@@ -539,7 +543,7 @@ class Storm:
         """Politeness as the shop saw it. A refresh reply that a kill hid may be asked for once, in vain."""
         allowed = {"stale_refresh": len(self.report.lost)}
         for name, count in self.report.counters.items():
-            if name not in ("requests", "peak_in_flight", "violations") and count > allowed.get(name, 0):
+            if name not in (*SEEN, "violations") and count > allowed.get(name, 0):
                 self._problem(f"the shop counted {name} {count}, allowed are {allowed.get(name, 0)}")
 
     def _verify_tokens(self, ok: set[int]) -> None:

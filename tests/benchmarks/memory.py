@@ -11,9 +11,10 @@ from rig import Rig, await_that
 
 from crawlfleet.accounts import Account
 from crawlfleet.apply import import_accounts
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import demo_accounts
 from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import demo_accounts
 from crawlfleet.planner import BatchPlan, Selector, plan
 from crawlfleet.store.sources import EgressSpec, Settings, put_source
 
@@ -23,8 +24,8 @@ BAR_MB = 120
 
 def measure(rig: Rig) -> list[Figure]:
     """VmHWM of one worker process: 40 malls with 3,000 orders, 20 at a time, from the stand-in shop."""
-    config = ShopConfig(orders_per_mall=ORDERS)
-    with rig.bed(1) as bed, ShopServer(config) as shop:
+    config = Cafe24Config(orders_per_mall=ORDERS)
+    with rig.bed(1) as bed, ShopServer(Cafe24Shop(config)) as shop:
         put_source(bed.conn, "cafe24", [EgressSpec("direct", "shop/direct", None, CRAWLS, 0, 60, 3600)])
         import_accounts(
             bed.conn, bed.keys, [_account(line) for line in demo_accounts(MALLS, config, datetime.now(UTC))]

@@ -28,13 +28,14 @@ from terminal import (
     source,
 )
 
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import client_secret, refresh_token
 from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import client_secret, refresh_token
 from crawlfleet.store import batches
 from crawlfleet.store.connection import Connection, connect
 
-SHOP = ShopConfig(orders_per_mall=3, products_per_mall=2)
+SHOP = Cafe24Config(orders_per_mall=3, products_per_mall=2)
 WORKER_FAILS = 78
 
 
@@ -367,13 +368,13 @@ class TestShop:
             in done.stdout
         )
         seat.ok("retry", "local")
-        with ShopServer(SHOP, port=port):
+        with ShopServer(Cafe24Shop(SHOP), port=port):
             assert self.crawl(seat, source=settings).returncode == 0
         assert {item["user_id"] for item in seat.items("local")} == {1, 2}
 
     def test_whose_reply_nobody_has_seen(self, seat: Seat) -> None:
-        with ShopServer(SHOP) as shop:
-            shop.switch_mall("demo2", unknown_reply=True)
+        with ShopServer(Cafe24Shop(SHOP)) as shop:
+            shop.switch_account("demo2", unknown_reply=True)
 
             done = self.crawl(seat, source={"baseURL": shop.url + "/{mall_id}"})
 
@@ -386,7 +387,10 @@ class TestShop:
     @pytest.mark.parametrize("how", ["nobody listens", "wrong password"])
     def test_behind_a_proxy_that_refuses(self, seat: Seat, how: str) -> None:
         """The egress is cut, not the accounts; the error names the proxy, never its password."""
-        with ShopServer(SHOP) as shop, HttpProxy("exit-1", credentials=("crawler", "right-word")) as proxy:
+        with (
+            ShopServer(Cafe24Shop(SHOP)) as shop,
+            HttpProxy("exit-1", credentials=("crawler", "right-word")) as proxy,
+        ):
             port = proxy.url.rpartition(":")[2] if how == "wrong password" else str(free_port())
             done = self.crawl(
                 seat,

@@ -32,13 +32,14 @@ from terminal import (
 )
 
 from crawlfleet.cli import main
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import client_secret, refresh_token
 from crawlfleet.demo.server import ShopServer
-from crawlfleet.demo.tokens import client_secret, refresh_token
 from crawlfleet.local.postgres import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[2]
-SHOP = ShopConfig(orders_per_mall=3, products_per_mall=2)
+SHOP = Cafe24Config(orders_per_mall=3, products_per_mall=2)
 SELLERS = (1, 2, 3, 4)
 BROKEN = 3
 """The seller whose mall answers as nobody has ever seen."""
@@ -68,9 +69,9 @@ def crawled(module_dir: Path) -> Iterator[Seat]:
     with (
         seat_in(module_dir) as seat,
         EmbeddedPostgres(seat.state_dir, settings={"fsync": "off"}),
-        ShopServer(SHOP) as shop,
+        ShopServer(Cafe24Shop(SHOP)) as shop,
     ):
-        shop.switch_mall(f"demo{BROKEN}", unknown_reply=True)
+        shop.switch_account(f"demo{BROKEN}", unknown_reply=True)
         file = manifest(
             seat,
             source("cafe24", adapter="cafe24", baseURL=shop.url + "/{mall_id}"),
@@ -269,8 +270,8 @@ class TestAccounts:
 
     def test_who_must_consent_again_is_listed_and_import_heals(self, seat: Seat) -> None:
         """A mall whose tokens were revoked: `auth`, named, never tried again until its credentials change."""
-        with ShopServer(SHOP) as shop:
-            shop.switch_mall("demo2", revoke_tokens=True)
+        with ShopServer(Cafe24Shop(SHOP)) as shop:
+            shop.switch_account("demo2", revoke_tokens=True)
             seat.ok("accounts", "import", accounts_file(seat, seller(1), seller(2)))
             documents = [source("cafe24", adapter="cafe24", baseURL=shop.url + "/{mall_id}")]
             done = seat.do("run", "-f", manifest(seat, *documents, batch("first", ["cafe24"])))
@@ -279,7 +280,7 @@ class TestAccounts:
             (line,) = seat.ok("accounts", "list", "--needs-attention").splitlines()[1:]
             assert line.split()[:3] == ["2", "cafe24", "auth"]
 
-            shop.switch_mall("demo2", revoke_tokens=False)
+            shop.switch_account("demo2", revoke_tokens=False)
             consented = seller(2)
             consented["credentials"]["refresh_token"] = refresh_token(SHOP, "demo2", 5)
             seat.ok("accounts", "import", accounts_file(seat, consented))
@@ -359,8 +360,8 @@ class TestLevers:
         assert "closed" in seat.ok("status", "nightly")
 
     def test_retry_of_a_closed_batch_crawls_only_what_failed(self, seat: Seat) -> None:
-        with ShopServer(SHOP) as shop:
-            shop.switch_mall("demo3", unknown_reply=True)
+        with ShopServer(Cafe24Shop(SHOP)) as shop:
+            shop.switch_account("demo3", unknown_reply=True)
             file = manifest(
                 seat,
                 source("cafe24", adapter="cafe24", baseURL=shop.url + "/{mall_id}"),
@@ -374,7 +375,7 @@ class TestLevers:
                 accounts_file(seat, *map(seller, SELLERS)),
             ]
             assert seat.do(*words).returncode == 3
-            shop.switch_mall("demo3", unknown_reply=False)
+            shop.switch_account("demo3", unknown_reply=False)
             assert seat.ok("retry", "local", "--verdict", "retry") == "local: 0 tasks are ready again\n"
 
             said = seat.ok("retry", "local", "--verdict", "bug")

@@ -117,7 +117,7 @@ def test_server_errors_are_retried_until_the_crawl_is_complete(fleet: Fleet, sho
 def test_a_spoiled_reply_is_never_an_account_without_orders(
     fleet: Fleet, shop: WatchedShop, trap: dict[str, Any], ending: tuple[str, str]
 ) -> None:
-    shop.switch_mall("demo1", **trap)
+    shop.switch_account("demo1", **trap)
     fleet.cafe24(shop, users=2, budgets={"retry": 0})
     fleet.plan()
     fleet.run()
@@ -127,15 +127,15 @@ def test_a_spoiled_reply_is_never_an_account_without_orders(
 
 
 def test_a_refused_token_parks_the_account_until_it_is_imported_anew(fleet: Fleet, shop: WatchedShop) -> None:
-    shop.switch_mall("demo1", revoke_tokens=True)
+    shop.switch_account("demo1", revoke_tokens=True)
     fleet.cafe24(shop, users=2)
     fleet.plan()
     fleet.run()
-    requests = len(shop.seen(mall="demo1"))
+    requests = len(shop.seen(account="demo1"))
     fleet.plan("next")
     assert fleet.start(CRAWLFLEET_BATCH="next").exit_code() == 0
     assert fleet.tasks("next") == {1: ("dead", "auth"), 2: ("ok", "ok")}
-    assert len(shop.seen(mall="demo1")) == requests
+    assert len(shop.seen(account="demo1")) == requests
     assert fleet.scalar("select state::text || ' ' || reason from account where user_id = 1") == (
         "auth RefreshRefused"
     )
@@ -154,7 +154,7 @@ def test_a_reply_that_drips_is_ended_at_the_deadline_and_others_go_on(
     fleet: Fleet, shop: WatchedShop
 ) -> None:
     """A byte every 0.2 s keeps every read of `requests` alive for ever."""
-    shop.switch_mall("demo1", drip=True)
+    shop.switch_account("demo1", drip=True)
     fleet.cafe24(shop, users=6, maxConcurrent=2, jobTimeoutSeconds=2, budgets={"retry": 0})
     fleet.plan()
     fleet.run()
@@ -196,12 +196,12 @@ def test_a_connection_that_hangs_inside_a_body_is_shut_at_the_deadline(fleet: Fl
 
 
 def test_a_deadline_is_retried_within_the_budget(fleet: Fleet, shop: WatchedShop) -> None:
-    shop.switch_mall("demo1", drip=True)
+    shop.switch_account("demo1", drip=True)
     fleet.cafe24(shop, users=1, jobTimeoutSeconds=1, budgets={"retry": 3})
     fleet.plan()
     worker = fleet.start()
     until(lambda: fleet.failures(1), "the first deadline")
-    shop.switch_mall("demo1", drip=False)
+    shop.switch_account("demo1", drip=False)
     assert worker.exit_code() == 0
     assert fleet.tasks() == {1: ("ok", "ok")}
     assert fleet.items() == shop.truth([1])
@@ -252,7 +252,7 @@ def test_items_are_written_ahead_while_their_crawl_goes_on(fleet: Fleet) -> None
 
 
 def test_logs_name_the_verdict_and_reason_of_a_failed_crawl(fleet: Fleet, shop: WatchedShop) -> None:
-    shop.switch_mall("demo2", scope_removed=True)
+    shop.switch_account("demo2", scope_removed=True)
     fleet.cafe24(shop, users=2)
     fleet.plan()
     fleet.run()

@@ -383,7 +383,7 @@ def test_killed_around_the_post_each_token_is_tried_once_more_at_most(
     """
     fleet.cafe24(shop, users=2)
     fleet.plan()
-    gate = shop.gate("token", malls=["demo2"], most=1)
+    gate = shop.gate("token", accounts=["demo2"], most=1)
     with fleet.locked(ACCOUNT, 1) as account:
         worker = fleet.start()
         gate.wait()
@@ -395,7 +395,7 @@ def test_killed_around_the_post_each_token_is_tried_once_more_at_most(
             until(fleet.blocked_backends, "user 1's POST to wait for its turn")
             worker.kill()
             _terminate_blocked(fleet)
-    assert [seen.mall for seen in shop.seen("token")] == ["demo2"]
+    assert [seen.account for seen in shop.seen("token")] == ["demo2"]
     gate.open()
     next_worker(fleet, worker)
     assert fleet.tasks() == {1: ("ok", "ok"), 2: ("dead", "auth")}
@@ -518,7 +518,7 @@ def test_a_database_lost_before_the_post_does_not_use_up_the_one_more_try(
 
 def test_a_lost_refresh_reply_is_tried_once_more_and_then_left_alone(fleet: Fleet, shop: WatchedShop) -> None:
     """The shop cuts the connection after it has rotated."""
-    shop.switch_mall("demo1", lose_refresh_reply=True)
+    shop.switch_account("demo1", lose_refresh_reply=True)
     fleet.cafe24(shop, users=2)
     fleet.plan()
     fleet.run()
@@ -531,12 +531,12 @@ def test_a_lost_refresh_reply_is_tried_once_more_and_then_left_alone(fleet: Flee
 
 
 def test_a_person_who_consents_anew_brings_the_account_back(fleet: Fleet, shop: WatchedShop) -> None:
-    shop.switch_mall("demo1", revoke_tokens=True)
+    shop.switch_account("demo1", revoke_tokens=True)
     fleet.cafe24(shop, users=1)
     fleet.plan()
     fleet.run()
     assert fleet.tasks() == {1: ("dead", "auth")}
-    shop.switch_mall("demo1", revoke_tokens=False)
+    shop.switch_account("demo1", revoke_tokens=False)
     fleet.add_accounts("cafe24", [(1, shop.consented(1))])
     fleet.plan("next")
     assert fleet.start(CRAWLFLEET_BATCH="next").exit_code() == 0

@@ -30,8 +30,9 @@ from terminal import (
     two_items_each,
 )
 
-from crawlfleet.demo.config import ShopConfig, korean_now
-from crawlfleet.demo.truth import expected_items
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.truth import expected_items
+from crawlfleet.demo.korea import korean_now
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.store.migrations import migrate
 
@@ -115,7 +116,7 @@ class TestToTheEnd:
         assert bodies == {
             (user, *key): body
             for user in range(1, USERS + 1)
-            for key, body in expected_items(ShopConfig(), f"demo{user}", 7, korean_now().date()).items()
+            for key, body in expected_items(Cafe24Config(), f"demo{user}", 7, korean_now().date()).items()
         }
 
     def test_a_closed_batch_prints_its_summary_and_crawls_nothing(self, finished: Finished) -> None:

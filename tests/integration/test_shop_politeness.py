@@ -48,7 +48,7 @@ def all_ok(fleet: Fleet, batch: str = "batch") -> bool:
 
 
 def test_the_cap_holds_over_all_workers(fleet: Fleet) -> None:
-    with WatchedShop(agreement=Agreement(malls_per_egress=3)) as shop:
+    with WatchedShop(agreement=Agreement(accounts_per_egress=3)) as shop:
         shop.switch(slow_s=0.2)
         fleet.cafe24(shop, users=12, maxConcurrent=3)
         fleet.plan(workers=2)
@@ -128,7 +128,7 @@ def test_two_batches_with_the_same_accounts_never_meet_at_an_account(fleet: Flee
 def test_a_mall_that_always_throttles_delays_only_itself_and_ends_by_its_budget(
     fleet: Fleet, shop: WatchedShop
 ) -> None:
-    shop.switch_mall("demo3", always_429=True)
+    shop.switch_account("demo3", always_429=True)
     fleet.cafe24(shop, users=12, budgets={"throttledSeconds": 3})
     fleet.plan(workers=2)
     fleet.run(workers=2)
@@ -267,7 +267,7 @@ def test_each_mall_is_only_ever_seen_from_one_exit(
     assert fleet.start(CRAWLFLEET_BATCH="next").exit_code() == 0
     seen_from = defaultdict(set)
     for seen in shop.seen():
-        seen_from[seen.mall].add(seen.egress)
+        seen_from[seen.account].add(seen.egress)
     assert all(len(exits) == 1 for exits in seen_from.values())
     assert set().union(*seen_from.values()) == {"one", "two"}
     assert proxies["one"].refused == proxies["two"].refused == 0

@@ -138,7 +138,7 @@ def test_a_worker_paused_for_less_goes_on_and_nothing_is_doubled(fleet: Fleet, s
     worker.send(signal.SIGCONT)
     assert worker.exit_code() == 0
     assert fleet.leases() == 3
-    assert len(shop.seen()) == 3 * len(shop.seen(mall="demo1"))
+    assert len(shop.seen()) == 3 * len(shop.seen(account="demo1"))
     assert fleet.items() == shop.truth([1, 2, 3])
 
 
@@ -332,7 +332,7 @@ def test_a_crawl_that_loses_its_database_connection_is_begun_again_uncharged(
 
 def test_of_twenty_crawls_the_one_with_a_poisoned_record_ends_bug(fleet: Fleet, shop: WatchedShop) -> None:
     """All twenty are committed in few turns; the culprit must not hold back the others."""
-    shop.switch_mall("demo7", poison_record=True)
+    shop.switch_account("demo7", poison_record=True)
     fleet.cafe24(shop, users=20, maxConcurrent=20)
     fleet.plan()
     gate = shop.gate("products")

@@ -11,13 +11,16 @@ from urllib.parse import urlencode
 
 import pytest
 
-from crawlfleet.demo.cafe24 import Cafe24Shop
-from crawlfleet.demo.config import KST, ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import CLIENT_ID, client_secret, demo_accounts, refresh_token
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
+from crawlfleet.demo.cafe24.truth import expected_items
+from crawlfleet.demo.cafe24.witness import Cafe24Counters
 from crawlfleet.demo.exchange import Delivery, Reply, Request
-from crawlfleet.demo.tokens import CLIENT_ID, client_secret, demo_accounts, refresh_token
-from crawlfleet.demo.traps import Switchboard, Traps
-from crawlfleet.demo.truth import expected_items
-from crawlfleet.demo.violations import Agreement, Counters, Flight, Witness
+from crawlfleet.demo.korea import KST
+from crawlfleet.demo.traps import Switchboard
+from crawlfleet.demo.violations import Agreement, Flight
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=KST)
 WEEK = {"start_date": "2026-11-13", "end_date": "2026-11-20"}
@@ -26,11 +29,10 @@ WEEK = {"start_date": "2026-11-13", "end_date": "2026-11-20"}
 class Bench:
     """A shop with a clock that a test moves, and one polite way to call it."""
 
-    def __init__(self, traps: Traps | None = None, **config: Any) -> None:
-        self.config = ShopConfig(traps=traps or Traps(), **config)
+    def __init__(self, traps: Cafe24Traps | None = None, **config: Any) -> None:
+        self.config = Cafe24Config(traps=traps or Cafe24Traps(), **config)
         self.elapsed_s = 0.0
-        self.witness = Witness(self.config.agreement, self.clock)
-        self.shop = Cafe24Shop(self.config, self.witness, now=self.now, clock=self.clock)
+        self.shop = Cafe24Shop(self.config, now=self.now, clock=self.clock)
         self.access_token = ""
 
     def clock(self) -> float:
@@ -40,8 +42,8 @@ class Bench:
         return NOON + timedelta(seconds=self.elapsed_s)
 
     @property
-    def counters(self) -> Counters:
-        return self.witness.counters()
+    def counters(self) -> Cafe24Counters:
+        return self.shop.witness.counters()
 
     def refresh(self, token: str, mall: str = "demo1", secret: str | None = None) -> Reply:
         client = f"{CLIENT_ID}:{secret or client_secret(self.config)}"
@@ -95,15 +97,15 @@ def test_paging_brings_exactly_the_expected_items() -> None:
 
 
 def test_the_truth_is_the_same_for_the_same_seed_and_day_only() -> None:
-    config = ShopConfig()
+    config = Cafe24Config()
     truth = expected_items(config, "demo1", 7, NOON.date())
-    assert truth == expected_items(ShopConfig(), "demo1", 7, NOON.date())
+    assert truth == expected_items(Cafe24Config(), "demo1", 7, NOON.date())
     assert truth != expected_items(replace(config, seed="other"), "demo1", 7, NOON.date())
     assert truth != expected_items(config, "demo2", 7, NOON.date())
 
 
 def test_the_truth_of_fewer_days_holds_fewer_orders() -> None:
-    sizes = [len(expected_items(ShopConfig(), "demo1", days, NOON.date())) for days in (0, 3, 6, 7)]
+    sizes = [len(expected_items(Cafe24Config(), "demo1", days, NOON.date())) for days in (0, 3, 6, 7)]
     assert sizes[0] < sizes[1] < sizes[2] == sizes[3]
 
 
@@ -277,7 +279,7 @@ def test_a_new_shop_adopts_the_generation_it_is_shown() -> None:
 
 
 def test_a_new_consent_outlives_the_refused_token() -> None:
-    bench = Bench(Traps(revoke_tokens=True))
+    bench = Bench(Cafe24Traps(revoke_tokens=True))
     assert bench.refresh(refresh_token(bench.config, "demo1")).status == 400
     bench.shop.switches.switch({"all": None})
     assert bench.refresh(refresh_token(bench.config, "demo1")).status == 400
@@ -355,33 +357,33 @@ def test_calling_while_blocked_lengthens_the_block() -> None:
 
 
 def test_slow_processing_fills_the_time_usage() -> None:
-    bench = Bench(Traps(slow_s=10), usage_processing_s=20)
+    bench = Bench(Cafe24Traps(slow_s=10), usage_processing_s=20)
     headers = [bench.get("orders", **WEEK).headers for _ in range(2)][1]
     assert float(headers["X-Cafe24-Time-Usage"]) > 100
     assert int(headers["X-Cafe24-Time-Remain"]) >= 1
     assert "X-Cafe24-Call-Remain" not in headers
 
 
-# --- Traps --------------------------------------------------------------------------------------------
+# --- Traps --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("traps", "status", "start"),
     [
-        pytest.param(Traps(always_429=True), 429, b'{"error": {"code": 429', id="always_429"),
-        pytest.param(Traps(throttle_once=True), 429, b'{"error": {"code": 429', id="throttle_once"),
-        pytest.param(Traps(ban_s=5), 403, b"<!DOCTYPE html>", id="ban"),
-        pytest.param(Traps(error_500=1), 500, b'{"error": {"code": 500', id="error_500"),
-        pytest.param(Traps(revoke_tokens=True), 401, b'{"error": {"code": 401', id="revoke_tokens"),
-        pytest.param(Traps(scope_removed=True), 403, b'{"error": {"code": 403', id="scope_removed"),
-        pytest.param(Traps(maintenance=True), 503, b"<!DOCTYPE html>", id="maintenance"),
-        pytest.param(Traps(html_200=True), 200, b"<!DOCTYPE html>", id="html_200"),
-        pytest.param(Traps(empty_body=True), 200, b"", id="empty_body"),
-        pytest.param(Traps(error_in_200=True), 200, b'{"error": {"code": 500', id="error_in_200"),
-        pytest.param(Traps(unknown_reply=True), 200, b'{"result"', id="unknown_reply"),
+        pytest.param(Cafe24Traps(always_429=True), 429, b'{"error": {"code": 429', id="always_429"),
+        pytest.param(Cafe24Traps(throttle_once=True), 429, b'{"error": {"code": 429', id="throttle_once"),
+        pytest.param(Cafe24Traps(ban_s=5), 403, b"<!DOCTYPE html>", id="ban"),
+        pytest.param(Cafe24Traps(error_500=1), 500, b'{"error": {"code": 500', id="error_500"),
+        pytest.param(Cafe24Traps(revoke_tokens=True), 401, b'{"error": {"code": 401', id="revoke_tokens"),
+        pytest.param(Cafe24Traps(scope_removed=True), 403, b'{"error": {"code": 403', id="scope_removed"),
+        pytest.param(Cafe24Traps(maintenance=True), 503, b"<!DOCTYPE html>", id="maintenance"),
+        pytest.param(Cafe24Traps(html_200=True), 200, b"<!DOCTYPE html>", id="html_200"),
+        pytest.param(Cafe24Traps(empty_body=True), 200, b"", id="empty_body"),
+        pytest.param(Cafe24Traps(error_in_200=True), 200, b'{"error": {"code": 500', id="error_in_200"),
+        pytest.param(Cafe24Traps(unknown_reply=True), 200, b'{"result"', id="unknown_reply"),
     ],
 )
-def test_a_trap_spoils_the_reply(traps: Traps, status: int, start: bytes) -> None:
+def test_a_trap_spoils_the_reply(traps: Cafe24Traps, status: int, start: bytes) -> None:
     reply = Bench(traps).get("orders", **WEEK)
     assert reply.status == status
     assert reply.body.startswith(start)
@@ -389,13 +391,13 @@ def test_a_trap_spoils_the_reply(traps: Traps, status: int, start: bytes) -> Non
 
 
 def test_throttle_once_tells_each_mall_once_to_wait() -> None:
-    bench = Bench(Traps(throttle_once=True))
+    bench = Bench(Cafe24Traps(throttle_once=True))
     first, second = bench.get("orders", **WEEK), bench.get("orders", **WEEK)
     assert (first.status, first.headers["Retry-After"], second.status) == (429, "1", 200)
 
 
 def test_a_ban_hits_one_egress_once_and_ends() -> None:
-    bench = Bench(Traps(ban_s=30))
+    bench = Bench(Cafe24Traps(ban_s=30))
     request = Request("GET", "/demo1/api/v2/admin/products", egress="a")
     assert bench.shop.answer(request).status == 403
     bench.elapsed_s = 29
@@ -407,20 +409,20 @@ def test_a_ban_hits_one_egress_once_and_ends() -> None:
 
 def test_a_ban_of_one_malls_client_is_a_ban_of_its_egress() -> None:
     bench = Bench()
-    bench.shop.switches.switch({"malls": {"demo7": {"ban_s": 30}}})
+    bench.shop.switches.switch({"accounts": {"demo7": {"ban_s": 30}}})
     statuses = [bench.get("orders", mall=mall, **WEEK).status for mall in ("demo1", "demo7", "demo1")]
     assert statuses == [200, 403, 403]
 
 
 def test_errors_come_at_their_rate_and_repeat_with_the_seed() -> None:
-    benches = [Bench(Traps(error_500=0.5), bucket_size=100) for _ in range(2)]
+    benches = [Bench(Cafe24Traps(error_500=0.5), bucket_size=100) for _ in range(2)]
     runs = [[bench.get("orders", **WEEK).status for _ in range(60)] for bench in benches]
     assert runs[0] == runs[1]
     assert 10 < runs[0].count(500) < 50
 
 
 def test_a_lost_refresh_counts_and_its_old_token_may_be_tried_once() -> None:
-    bench = Bench(Traps(lose_refresh_reply=True))
+    bench = Bench(Cafe24Traps(lose_refresh_reply=True))
     token = refresh_token(bench.config, "demo1")
     assert bench.refresh(token).delivery is Delivery.LOST
     assert bench.refresh(token).status == 400
@@ -430,19 +432,19 @@ def test_a_lost_refresh_counts_and_its_old_token_may_be_tried_once() -> None:
 
 
 def test_the_poisoned_record_is_one_order() -> None:
-    reply = Bench(Traps(poison_record=True)).get("orders", **WEEK, limit=1000)
+    reply = Bench(Cafe24Traps(poison_record=True)).get("orders", **WEEK, limit=1000)
     assert rb"\u0000" in reply.body
     assert ["\0" in order["buyer_name"] for order in read(reply)["orders"]].count(True) == 1
 
 
 def test_a_huge_page_is_a_valid_page() -> None:
-    reply = Bench(Traps(huge_page_bytes=100_000)).get("orders", **WEEK)
+    reply = Bench(Cafe24Traps(huge_page_bytes=100_000)).get("orders", **WEEK)
     assert len(reply.body) > 100_000
     assert len(order_ids(reply)) == 10
 
 
 def test_a_moving_order_pushes_the_list_by_one() -> None:
-    bench = Bench(Traps(moving_orders=True))
+    bench = Bench(Cafe24Traps(moving_orders=True))
     first = order_ids(bench.get("orders", **WEEK))
     second = order_ids(bench.get("orders", **WEEK, offset=10))
     assert first[-1] == second[0]
@@ -452,22 +454,22 @@ def test_a_moving_order_pushes_the_list_by_one() -> None:
 
 @pytest.mark.parametrize(("trap", "delivery"), [("drip", Delivery.DRIP), ("truncated", Delivery.TRUNCATED)])
 def test_a_trap_of_delivery_leaves_the_page_as_it_is(trap: str, delivery: Delivery) -> None:
-    reply = Bench(Traps(**{trap: True})).get("orders", **WEEK)
+    reply = Bench(Cafe24Traps(**{trap: True})).get("orders", **WEEK)
     assert reply.delivery is delivery
     assert len(order_ids(reply)) == 10
 
 
 def test_a_switch_for_one_mall_wins_over_that_for_all() -> None:
-    switches = Switchboard(Traps(slow_s=1, drip=True))
-    switches.switch({"all": {"slow_s": 2}, "malls": {"demo1": {"drip": False}}})
-    assert switches.traps("demo1") == Traps(slow_s=2)
-    assert switches.traps("demo2") == Traps(slow_s=2, drip=True)
-    switches.switch({"all": None, "malls": {"demo1": None}})
-    assert switches.traps("demo1") == Traps()
+    switches = Switchboard(Cafe24Traps(slow_s=1, drip=True))
+    switches.switch({"all": {"slow_s": 2}, "accounts": {"demo1": {"drip": False}}})
+    assert switches.traps("demo1") == Cafe24Traps(slow_s=2)
+    assert switches.traps("demo2") == Cafe24Traps(slow_s=2, drip=True)
+    switches.switch({"all": None, "accounts": {"demo1": None}})
+    assert switches.traps("demo1") == Cafe24Traps()
 
 
 def test_switching_a_trap_arms_it_again() -> None:
-    switches = Switchboard(Traps())
+    switches = Switchboard(Cafe24Traps())
     sprung = [switches.spring_once("throttle_once", "demo1") for _ in range(2)]
     switches.switch({"all": {"throttle_once": True}})
     assert [*sprung, switches.spring_once("throttle_once", "demo1")] == [True, False, True]
@@ -481,15 +483,15 @@ def test_switching_a_trap_arms_it_again() -> None:
         {"all": {"slow_s": True}},
         {"all": {"slow_s": -1}},
         {"all": {"slow_s": "1"}},
-        {"malls": {"demo1": {"drop": True}}},
-        {"malls": []},
+        {"accounts": {"demo1": {"drop": True}}},
+        {"accounts": []},
         {"shop1": {}},
         [],
     ],
 )
 def test_a_wrong_switch_changes_nothing(change: Any) -> None:
-    switches = Switchboard(Traps(drip=True))
-    with pytest.raises(ValueError, match=r"trap|change|malls"):
+    switches = Switchboard(Cafe24Traps(drip=True))
+    with pytest.raises(ValueError, match=r"trap|change|accounts"):
         switches.switch(change)
     assert switches.as_dict()["all"]["drip"] is True
 
@@ -516,13 +518,13 @@ def test_demo_accounts_are_a_mix_and_their_tokens_work() -> None:
 @pytest.mark.parametrize(
     ("bench", "counter"),
     [
-        pytest.param(Bench(Traps(throttle_once=True)), "before_retry_after", id="retry-after"),
+        pytest.param(Bench(Cafe24Traps(throttle_once=True)), "before_retry_after", id="retry-after"),
         pytest.param(Bench(usage_calls=1), "before_retry_after", id="usage"),
-        pytest.param(Bench(Traps(ban_s=5), agreement=Agreement(reaction_s=0)), "during_ban", id="ban"),
+        pytest.param(Bench(Cafe24Traps(ban_s=5), agreement=Agreement(reaction_s=0)), "during_ban", id="ban"),
     ],
 )
 def test_what_the_shop_tells_a_client_it_tells_the_witness(bench: Bench, counter: str) -> None:
     bench.get("orders", **WEEK)
     bench.elapsed_s = 0.5
-    bench.witness.arrived(Flight("demo1", "direct", alive=lambda: True), api=True)
+    bench.shop.witness.arrived(Flight("demo1", "direct", alive=lambda: True), is_api=True)
     assert bench.counters.as_dict()[counter] == bench.counters.violations() == 1

@@ -10,6 +10,7 @@ from rich.console import Console
 from crawlfleet import apply
 from crawlfleet.commands.accounts import import_file
 from crawlfleet.commands.place import Arguments, command_line, database, key_ring
+from crawlfleet.demo.violations import SEEN
 from crawlfleet.documents import load
 from crawlfleet.errors import INTERRUPTED, BadInput
 from crawlfleet.keys import check_keys
@@ -99,11 +100,10 @@ def _tell_counters(console: Console, shop: shops.Shop | None) -> None:
     if counted is None:
         say(console, "\nthe stand-in shop has ended before the batch: there are no politeness counters")
     elif counted.get("requests"):
-        requests, peak, violations = (
-            counted.pop(name) for name in ("requests", "peak_in_flight", "violations")
-        )
+        requests, peak, violations = (counted[name] for name in ("requests", "peak_in_flight", "violations"))
+        accused = (f"{name} {n}" for name, n in counted.items() if name not in (*SEEN, "violations"))
         say(
             console,
             f"\nthe shop saw {requests} requests, at most {peak} at once, and {violations} violations:",
         )
-        say(console, "  " + ", ".join(f"{name} {number}" for name, number in counted.items()))
+        say(console, "  " + ", ".join(accused))

@@ -9,30 +9,31 @@ import threading
 from datetime import UTC, datetime
 
 from crawlfleet.commands.place import Arguments
-from crawlfleet.demo.config import ShopConfig
-from crawlfleet.demo.server import serve
-from crawlfleet.demo.tokens import demo_accounts
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.cafe24.tokens import demo_accounts
+from crawlfleet.demo.server import ShopServer
 from crawlfleet.demo.violations import Agreement
 from crawlfleet.errors import CrawlfleetError
 
 
 def serve_shops(arguments: Arguments) -> int:
-    config = ShopConfig(agreement=Agreement(malls_per_egress=arguments.cap, pace_per_s=arguments.pace))
+    config = Cafe24Config(agreement=Agreement(accounts_per_egress=arguments.cap, pace_per_s=arguments.pace))
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-
-    def ready(url: str) -> None:
-        for account in demo_accounts(arguments.users, config, datetime.now(UTC)):
-            print(json.dumps(account, ensure_ascii=False))
-        sys.stdout.flush()
-        print(f"stand-in shop: baseURL {url}/{{mall_id}}; Ctrl-C ends it", file=sys.stderr, flush=True)
-
+    server = ShopServer(Cafe24Shop(config), port=arguments.port)
     try:
-        counted = serve(arguments.port, config, stop=ended, ready=ready)
+        url = server.start()
     except OSError as exc:
         raise CrawlfleetError(
             f"cannot listen on port {arguments.port}: {exc.strerror}; end what uses it or give --port"
         ) from exc
-    print(json.dumps(counted.as_dict()), file=sys.stderr)
+    for account in demo_accounts(arguments.users, config, datetime.now(UTC)):
+        print(json.dumps(account, ensure_ascii=False))
+    sys.stdout.flush()
+    print(f"stand-in shop: baseURL {url}/{{mall_id}}; Ctrl-C ends it", file=sys.stderr, flush=True)
+    ended.wait()
+    server.stop()
+    print(json.dumps(server.witness.counters().as_dict()), file=sys.stderr)
     return 0

@@ -1,20 +1,16 @@
 """One HTTP request to a stand-in shop and the reply to it, without the sockets.
 
 `server.py` makes the requests and carries the replies out, with the delays and cut connections they ask for;
-the shop only thinks in these.
+a shop only thinks in these.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
 from typing import Any
-
-MALL_ID = re.compile(r"[a-z][a-z0-9]{0,31}")
 
 Body = dict[str, Any]
 
@@ -30,24 +26,17 @@ class Request:
     body: bytes = b""
     egress: str = "direct"
 
-    @cached_property
-    def _parts(self) -> list[str]:
-        return self.path.split("/", 5)
 
-    @property
-    def mall(self) -> str:
-        """The mall of `/{mall}/api/...`, or an empty string."""
-        return self._parts[1] if len(self._parts) == 6 and MALL_ID.fullmatch(self._parts[1]) else ""
+@dataclass(frozen=True)
+class Visit:
+    """Whose request it is and what it wants, as its shop reads it; empty where the shop cannot tell.
 
-    @property
-    def resource(self) -> str:
-        """What follows `/{mall}/api/v2/admin/`, or an empty string for anything else."""
-        return self._parts[5] if len(self._parts) == 6 and self._parts[2:5] == ["api", "v2", "admin"] else ""
+    `is_api` is True for the calls that carry the data: promises about pace and concurrency are about them.
+    """
 
-    @property
-    def is_token_request(self) -> bool:
-        """Whether this is the token endpoint."""
-        return self._parts[2:] == ["api", "v2", "oauth", "token"]
+    account: str = ""
+    what: str = ""
+    is_api: bool = False
 
 
 class Delivery(StrEnum):
@@ -76,20 +65,15 @@ class Reply:
         return cls(status, json.dumps(body).encode())
 
     @classmethod
-    def of_html(cls, status: int, title: str) -> Reply:
-        """A page for people where a client expects JSON."""
-        page = f"<!DOCTYPE html><html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+    def of_html(cls, status: int, page: str) -> Reply:
+        """A page for people."""
         return cls(status, page.encode(), content_type="text/html; charset=utf-8")
 
     @classmethod
-    def of_error(cls, status: int, message: str) -> Reply:
-        """An error body of the Admin API."""
-        return cls.of_json(status, {"error": {"code": status, "message": message, "more_info": {}}})
-
-    @classmethod
-    def of_oauth_error(cls, status: int, error: str, description: str) -> Reply:
-        """An error body of the token endpoint."""
-        return cls.of_json(status, {"error": error, "error_description": description})
+    def of_notice(cls, status: int, title: str) -> Reply:
+        """A page that says one thing, where a client expects another one or JSON."""
+        head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
+        return cls.of_html(status, f"<!DOCTYPE html><html>{head}<body><h1>{title}</h1></body></html>")
 
 
 class Refused(Exception):

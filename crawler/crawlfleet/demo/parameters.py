@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import calendar
 import math
 import re
 from datetime import datetime, timedelta
 from urllib.parse import parse_qsl
 
-from crawlfleet.demo.config import KST
 from crawlfleet.demo.exchange import Refused
+from crawlfleet.demo.korea import KST
 
 COMMA_VALUES_MAX = 100
 MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d([+-]\d\d:\d\d)?)?")
@@ -73,15 +72,6 @@ class Parameters:
             raise Refused(f"[{end}] must not be before [{start}].")
         return begin, until
 
-    def order_window(self) -> tuple[datetime, datetime]:
-        """The span of an order search: required, and three months at most."""
-        window = self.window("start_date", "end_date")
-        if window is None:
-            raise Refused("[start_date] and [end_date] are required.")
-        if window[1] > _months_later(window[0], 3) + timedelta(days=1):
-            raise Refused("The search period must not exceed 3 months.")
-        return window
-
 
 def _moment(text: str, name: str) -> datetime:
     if not MOMENT.fullmatch(text):
@@ -91,9 +81,3 @@ def _moment(text: str, name: str) -> datetime:
     except ValueError:
         raise Refused(f"[{name}] must be a date (YYYY-MM-DD).") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=KST)
-
-
-def _months_later(moment: datetime, months: int) -> datetime:
-    years, month = divmod(moment.month - 1 + months, 12)
-    year, month = moment.year + years, month + 1
-    return moment.replace(year=year, month=month, day=min(moment.day, calendar.monthrange(year, month)[1]))

@@ -1,8 +1,7 @@
-"""The stand-in shops over HTTP/1.1 on loopback: sockets around `cafe24.py`, and two endpoints for tests.
+"""A stand-in shop over HTTP/1.1 on loopback: sockets around a `Shop`, and two endpoints for tests.
 
-`https://{mall_id}.cafe24api.com` becomes `http://127.0.0.1:PORT/{mall_id}`. `GET /_counters` shows what
-the clients did, `GET` and `POST /_control` show and switch the traps. A client's egress is its address,
-or what a proxy puts into `X-Egress`.
+`GET /_counters` shows what the clients did, `GET` and `POST /_control` show and switch the traps. A client's
+egress is its address, or what a proxy puts into `X-Egress`.
 
 A reply leaves in one piece and at once (no Nagle), and its request ends for the witness before the last
 byte is sent: the client may send its next request before this thread runs again.
@@ -18,17 +17,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import unquote
 
-from crawlfleet.demo.cafe24 import Cafe24Shop
-from crawlfleet.demo.config import ShopConfig, korean_now
 from crawlfleet.demo.exchange import Delivery, Reply, Request
-from crawlfleet.demo.violations import Counters, Flight, Witness
+from crawlfleet.demo.shop import Shop
+from crawlfleet.demo.violations import Flight, Witness
+
+AnyShop = TypeVar("AnyShop", bound=Shop[Any])
 
 DRIP_S = 0.2
 MISSING_BYTES = 100
@@ -71,19 +70,19 @@ class _Handler(BaseHTTPRequestHandler):
             body=body,
             egress=self.headers.get("X-Egress") or self.client_address[0],
         )
-        if request.mall:
-            self._serve(request)
+        if request.path in ("/_counters", "/_control"):
+            self._send(_bench_reply(self.server.shop, request), lambda: None)
         else:
-            self._send(self.server.bench_reply(request), lambda: None)
+            self._serve(request)
 
     do_POST = do_GET  # noqa: N815  (the name http.server calls)
 
     def _serve(self, request: Request) -> None:
-        witness = self.server.witness
-        flight = Flight(request.mall, request.egress, alive=lambda: is_open(self.connection))
-        witness.arrived(flight, api=bool(request.resource))
+        witness, visit = self.server.shop.witness, self.server.shop.visit(request)
+        flight = Flight(visit.account, request.egress, alive=lambda: is_open(self.connection))
+        witness.arrived(flight, is_api=visit.is_api)
         try:
-            reply = self.server.shop.answer(request)
+            reply = self.server.answer(request)
             if reply.delay_s and not self._client_waits(reply.delay_s):
                 self.close_connection = True
                 return
@@ -143,10 +142,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, address: tuple[str, int], shop: Cafe24Shop, witness: Witness) -> None:
+    def __init__(self, address: tuple[str, int], shop: Shop[Any], answer: Callable[[Request], Reply]) -> None:
         super().__init__(address, _Handler)
         self.shop = shop
-        self.witness = witness
+        self.answer = answer
         self._lock = threading.Lock()
         self._stopping = False
         self._open: dict[socket.socket, threading.Thread] = {}
@@ -180,18 +179,17 @@ class _Server(ThreadingHTTPServer):
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
-    def bench_reply(self, request: Request) -> Reply:
-        """The counters, or the traps, which a POST switches first; anything else is no mall."""
-        if request.path == "/_counters":
-            return Reply.of_json(200, {**self.witness.counters().as_dict()})
-        if request.path != "/_control":
-            return self.shop.answer(request)
-        try:
-            if request.method == "POST":
-                self.shop.switches.switch(json.loads(request.body))
-        except ValueError as error:
-            return Reply.of_error(400, str(error))
-        return Reply.of_json(200, self.shop.switches.as_dict())
+
+def _bench_reply(shop: Shop[Any], request: Request) -> Reply:
+    """The counters, or the traps, which a POST switches first."""
+    if request.path == "/_counters":
+        return Reply.of_json(200, {**shop.witness.counters().as_dict()})
+    try:
+        if request.method == "POST":
+            shop.switches.switch(json.loads(request.body))
+    except ValueError as error:
+        return Reply.of_json(400, {"error": str(error)})
+    return Reply.of_json(200, shop.switches.as_dict())
 
 
 def _hang_up(connection: socket.socket) -> None:
@@ -199,37 +197,32 @@ def _hang_up(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-class ShopServer:
-    """The stand-in shops on a port of their own (0 = any), in threads of this process."""
+class ShopServer(Generic[AnyShop]):
+    """A stand-in shop on a port of its own (0 = any), in threads of this process."""
 
-    def __init__(
-        self,
-        config: ShopConfig | None = None,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        now: Callable[[], datetime] = korean_now,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        config = config or ShopConfig()
-        self.witness = Witness(config.agreement, clock)
-        self.shop = Cafe24Shop(config, self.witness, now=now, clock=clock)
+    def __init__(self, shop: AnyShop, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.shop = shop
         self._address = (host, port)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
+    @property
+    def witness(self) -> Witness[Any]:
+        """Who counts what the clients do."""
+        return self.shop.witness
+
     def start(self) -> str:
         """Serve from now on. Returns the URL, without a slash at its end; raises OSError if the port is taken."""
-        self._server = _Server(self._address, self.shop, self.witness)
+        self._server = _Server(self._address, self.shop, self.answer)
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), name="shops", daemon=True
+            target=self._server.serve_forever, args=(0.05,), name="shop", daemon=True
         )
         self._thread.start()
         return self.url
 
     @property
     def url(self) -> str:
-        """Where a started server listens. A mall's base URL is this, a slash and its id."""
+        """Where a started server listens."""
         assert self._server is not None, "the shop server is not started"
         return f"http://{self._address[0]}:{self._server.server_address[1]}"
 
@@ -250,26 +243,14 @@ class ShopServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def answer(self, request: Request) -> Reply:
+        """The reply to one request."""
+        return self.shop.answer(request)
+
     def switch(self, **traps: Any) -> None:
-        """Switch traps for all malls; ValueError for an unknown one."""
+        """Switch traps for all accounts; ValueError for an unknown one."""
         self.shop.switches.switch({"all": traps})
 
-    def switch_mall(self, mall_id: str, **traps: Any) -> None:
-        """Switch traps for one mall; ValueError for an unknown one."""
-        self.shop.switches.switch({"malls": {mall_id: traps}})
-
-
-def serve(
-    port: int,
-    config: ShopConfig,
-    *,
-    stop: threading.Event,
-    host: str = "127.0.0.1",
-    ready: Callable[[str], None] = lambda url: None,
-) -> Counters:
-    """Serve until `stop` is set or Ctrl-C; returns what was counted. `ready` is called with the URL."""
-    server = ShopServer(config, host=host, port=port)
-    with server, contextlib.suppress(KeyboardInterrupt):
-        ready(server.url)
-        stop.wait()
-    return server.witness.counters()
+    def switch_account(self, account: str, **traps: Any) -> None:
+        """Switch traps for one account; ValueError for an unknown one."""
+        self.shop.switches.switch({"accounts": {account: traps}})

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from crawlfleet.accounts import Account
-from crawlfleet.demo.config import ShopConfig
-from crawlfleet.demo.tokens import demo_accounts
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.tokens import demo_accounts
 from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.local.child import spawn
 from crawlfleet.manifests import CrawlSource, Manifests
@@ -47,7 +47,7 @@ class Shop:
 
 def shop_accounts(source: str) -> Iterator[Account]:
     """The accounts of the stand-in shop's sellers at the source that it plays."""
-    for line in demo_accounts(USERS, ShopConfig(), datetime.now(UTC)):
+    for line in demo_accounts(USERS, Cafe24Config(), datetime.now(UTC)):
         yield Account(
             user_id=line["user_id"],
             source=source,

@@ -5,13 +5,14 @@ The shop serves them, and a test asks `expected_items` what a crawl has to bring
 
 from __future__ import annotations
 
-import hashlib
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import NamedTuple
 
-from crawlfleet.demo.config import KST, ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
 from crawlfleet.demo.exchange import Body
+from crawlfleet.demo.history import dice, order_times
+from crawlfleet.demo.korea import midnight
 
 
 class Order(NamedTuple):
@@ -26,34 +27,21 @@ class Order(NamedTuple):
         return f"{self.placed_at.date().isoformat().replace('-', '')}-{self.no:07d}"
 
 
-def _dice(config: ShopConfig, *what: object) -> bytes:
-    text = "/".join(map(str, (config.seed, *what)))
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=KST)
-
-
 @lru_cache(maxsize=512)
-def orders_of(config: ShopConfig, mall_id: str, today: date) -> tuple[Order, ...]:
-    """The orders of a mall, newest first; the newest lies exactly on the midnight that began `today`."""
-    count, span_s = config.orders_per_mall, config.order_days * 86_400
-    orders = []
-    for i in range(count):
-        jitter = _dice(config, mall_id, "placed", i)[0] / 256 if i else 0.0
-        age = timedelta(seconds=int((i + jitter) / count * span_s))
-        orders.append(Order(count - i, _midnight(today) - age))
-    return tuple(orders)
+def orders_of(config: Cafe24Config, mall_id: str, today: date) -> tuple[Order, ...]:
+    """The orders of a mall, newest first."""
+    count = config.orders_per_mall
+    times = order_times(config.seed, mall_id, count, config.order_days, today)
+    return tuple(Order(count - i, at) for i, at in enumerate(times))
 
 
-def order_body(config: ShopConfig, mall_id: str, order: Order) -> Body:
+def order_body(config: Cafe24Config, mall_id: str, order: Order) -> Body:
     """One order with its items, as `embed=items` gives it. Money is text, times carry +09:00."""
-    dice = _dice(config, mall_id, "order", order.no)
+    lot = dice(config.seed, mall_id, "order", order.no)
     order_id = order.order_id
-    items = [_order_item(config, order_id, no, dice) for no in range(1, 2 + dice[0] % 3)]
-    paid_at = order.placed_at + timedelta(minutes=1 + dice[1] % 5)
-    buyer_no = int.from_bytes(dice[2:4], "big")
+    items = [_order_item(config, order_id, no, lot) for no in range(1, 2 + lot[0] % 3)]
+    paid_at = order.placed_at + timedelta(minutes=1 + lot[1] % 5)
+    buyer_no = int.from_bytes(lot[2:4], "big")
     return {
         "shop_no": 1,
         "currency": "KRW",
@@ -74,23 +62,23 @@ def order_body(config: ShopConfig, mall_id: str, order: Order) -> Body:
     }
 
 
-def _order_item(config: ShopConfig, order_id: str, no: int, dice: bytes) -> Body:
-    product_no = 1 + dice[3 + no] % max(config.products_per_mall, 1)
+def _order_item(config: Cafe24Config, order_id: str, no: int, lot: bytes) -> Body:
+    product_no = 1 + lot[3 + no] % max(config.products_per_mall, 1)
     return {
         "item_no": no,
         "order_item_code": f"{order_id}-{no:02d}",
         "product_no": product_no,
         "product_name": f"상품 {product_no}",
         "product_price": f"{_price(product_no)}.00",
-        "quantity": 1 + dice[7 + no] % 3,
+        "quantity": 1 + lot[7 + no] % 3,
         "order_status": "N10",
     }
 
 
-def product_body(config: ShopConfig, mall_id: str, product_no: int, today: date) -> Body:
+def product_body(config: Cafe24Config, mall_id: str, product_no: int, today: date) -> Body:
     """One product. A higher number was created later; all were changed within the last five days."""
     age_h = (config.products_per_mall - product_no + 1) * 24 + 24 * config.order_days
-    changed_h = _dice(config, mall_id, "changed", product_no)[0] % 120
+    changed_h = dice(config.seed, mall_id, "changed", product_no)[0] % 120
     return {
         "shop_no": 1,
         "product_no": product_no,
@@ -100,8 +88,8 @@ def product_body(config: ShopConfig, mall_id: str, product_no: int, today: date)
         "display": "T",
         "selling": "T",
         "sold_out": "F",
-        "created_date": (_midnight(today) - timedelta(hours=age_h)).isoformat(),
-        "updated_date": (_midnight(today) - timedelta(hours=changed_h)).isoformat(),
+        "created_date": (midnight(today) - timedelta(hours=age_h)).isoformat(),
+        "updated_date": (midnight(today) - timedelta(hours=changed_h)).isoformat(),
     }
 
 
@@ -109,13 +97,13 @@ def _price(product_no: int) -> int:
     return 1000 + product_no * 700 % 49_000
 
 
-def expected_items(config: ShopConfig, mall_id: str, days: int, today: date) -> dict[tuple[str, str], Body]:
+def expected_items(config: Cafe24Config, mall_id: str, days: int, today: date) -> dict[tuple[str, str], Body]:
     """The truth: what a crawl of the last `days` days has to bring, by (kind, external_id).
 
     `today` is the day (KST) on which the shop started. Orders count from `today - days` on and hold
     their items; products are always all. Orders that a trap adds are not in it.
     """
-    since = _midnight(today - timedelta(days=days))
+    since = midnight(today - timedelta(days=days))
     expected = {
         ("order", order.order_id): order_body(config, mall_id, order)
         for order in orders_of(config, mall_id, today)

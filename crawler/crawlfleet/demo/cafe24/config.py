@@ -1,18 +1,15 @@
-"""What a stand-in shop is told before it starts, and the time zone it lives in."""
+"""What the stand-in cafe24 is told before it starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
 
-from crawlfleet.demo.traps import Traps
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
 from crawlfleet.demo.violations import Agreement
-
-KST = timezone(timedelta(hours=9))
 
 
 @dataclass(frozen=True)
-class ShopConfig:
+class Cafe24Config:
     """One stand-in platform. Equal configs hold equal malls and accept each other's tokens.
 
     The orders lie in the `order_days` before the shop's first midnight (KST), so a crawl of the last
@@ -30,9 +27,4 @@ class ShopConfig:
     usage_calls: int = 1000
     usage_processing_s: float = 300.0
     agreement: Agreement = field(default_factory=Agreement)
-    traps: Traps = field(default_factory=Traps)
-
-
-def korean_now() -> datetime:
-    """The time in Korea."""
-    return datetime.now(KST)
+    traps: Cafe24Traps = field(default_factory=Cafe24Traps)

@@ -9,67 +9,63 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from threading import Lock
 
-from crawlfleet.demo.config import KST, ShopConfig
+from crawlfleet.demo.accounts import account_lines
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
+from crawlfleet.demo.cafe24.witness import Cafe24Witness
 from crawlfleet.demo.exchange import Body
-from crawlfleet.demo.traps import Traps
-from crawlfleet.demo.violations import Witness
 
 CLIENT_ID = "crawlfleet-demo"
 
 
-def client_secret(config: ShopConfig) -> str:
+def client_secret(config: Cafe24Config) -> str:
     """The secret of the one app that all malls have installed."""
     return _signature(config, "client")
 
 
-def refresh_token(config: ShopConfig, mall_id: str, generation: int = 0) -> str:
+def refresh_token(config: Cafe24Config, mall_id: str, generation: int = 0) -> str:
     """A validly signed refresh token. A generation above the current one is a person's new consent."""
     return _token(config, "refresh", mall_id, generation)
 
 
-def access_token(config: ShopConfig, mall_id: str, expires_ms: int) -> str:
+def access_token(config: Cafe24Config, mall_id: str, expires_ms: int) -> str:
     """An access token that tells its own end, in milliseconds since the epoch."""
     return _token(config, "access", mall_id, expires_ms)
 
 
-def access_expires_ms(config: ShopConfig, mall_id: str, token: str) -> int | None:
+def access_expires_ms(config: Cafe24Config, mall_id: str, token: str) -> int | None:
     """When an access token of that mall ends, in milliseconds since the epoch; None if it is not ours."""
     return _read_token(config, "access", mall_id, token)
 
 
-def demo_accounts(count: int, config: ShopConfig, now: datetime) -> Iterator[Body]:
-    """Account lines of the users 1..count: 3 of 10 paid, 5 free and active in the last week, 2 inactive."""
-    for user_id in range(1, count + 1):
-        place = user_id % 10
-        away = timedelta(days=30 + user_id % 60) if place >= 8 else timedelta(hours=user_id % 144)
+def demo_accounts(count: int, config: Cafe24Config, now: datetime) -> Iterator[Body]:
+    """Account lines of the users 1..count."""
+
+    def credentials(user_id: int) -> Body:
         mall_id = f"demo{user_id}"
-        yield {
-            "user_id": user_id,
-            "source": "cafe24",
-            "subscription": "paid" if place < 3 else "free",
-            "last_login_at": (now - away).astimezone(KST).isoformat(timespec="seconds"),
-            "credentials": {
-                "mall_id": mall_id,
-                "client_id": CLIENT_ID,
-                "client_secret": client_secret(config),
-                "refresh_token": refresh_token(config, mall_id),
-            },
+        return {
+            "mall_id": mall_id,
+            "client_id": CLIENT_ID,
+            "client_secret": client_secret(config),
+            "refresh_token": refresh_token(config, mall_id),
         }
 
+    return account_lines(count, "cafe24", credentials, now)
 
-def _signature(config: ShopConfig, text: str) -> str:
+
+def _signature(config: Cafe24Config, text: str) -> str:
     return hmac.new(config.seed.encode(), text.encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def _token(config: ShopConfig, kind: str, mall_id: str, number: int) -> str:
+def _token(config: Cafe24Config, kind: str, mall_id: str, number: int) -> str:
     payload = f"{kind}.{mall_id}.{number}"
     return f"{payload}.{_signature(config, payload)}"
 
 
-def _read_token(config: ShopConfig, kind: str, mall_id: str, token: str) -> int | None:
+def _read_token(config: Cafe24Config, kind: str, mall_id: str, token: str) -> int | None:
     """The number in a token of that kind and mall; None if it is not ours."""
     payload, _, signature = token.rpartition(".")
     if not hmac.compare_digest(_signature(config, payload).encode(), signature.encode()):
@@ -85,7 +81,7 @@ class RefreshTokens:
     stored by an earlier run keep working.
     """
 
-    def __init__(self, config: ShopConfig, witness: Witness) -> None:
+    def __init__(self, config: Cafe24Config, witness: Cafe24Witness) -> None:
         self._config = config
         self._witness = witness
         self._lock = Lock()
@@ -93,7 +89,7 @@ class RefreshTokens:
         self._refused: set[str] = set()
         self._reply_lost: set[str] = set()
 
-    def rotate(self, mall: str, token: str, traps: Traps) -> str | None:
+    def rotate(self, mall: str, token: str, traps: Cafe24Traps) -> str | None:
         """The successor of `token`, which dies; None if `token` is refused, which it is for ever."""
         with self._lock:
             generation = self._accept(mall, token, revoked=traps.revoke_tokens)

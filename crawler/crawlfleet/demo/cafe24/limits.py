@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Lock
 
-from crawlfleet.demo.config import ShopConfig
+from crawlfleet.demo.cafe24.config import Cafe24Config
 
 USAGE_DRAIN_PERCENT_PER_S = 0.63
 """From the documented sample: a usage of 120.04 % is told to wait 32 s."""
@@ -48,7 +48,7 @@ class Charge:
 class RateLimits:
     """A bucket per mall and API, and the usage per mall over all APIs. Thread-safe."""
 
-    def __init__(self, config: ShopConfig, clock: Callable[[], float]) -> None:
+    def __init__(self, config: Cafe24Config, clock: Callable[[], float]) -> None:
         self._config = config
         self._clock = clock
         self._lock = Lock()

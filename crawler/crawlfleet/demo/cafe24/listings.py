@@ -6,16 +6,19 @@ here, since they change what a list holds: `poison_record` and `moving_orders`.
 
 from __future__ import annotations
 
+import calendar
 from collections.abc import Callable, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from threading import Lock
 from urllib.parse import parse_qsl, urlencode
 
-from crawlfleet.demo.config import KST, ShopConfig
-from crawlfleet.demo.exchange import Body, Refused, Reply, Request
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.replies import api_error
+from crawlfleet.demo.cafe24.traps import Cafe24Traps
+from crawlfleet.demo.cafe24.truth import Order, order_body, orders_of, product_body
+from crawlfleet.demo.exchange import Body, Refused, Reply, Request, Visit
+from crawlfleet.demo.korea import KST
 from crawlfleet.demo.parameters import Parameters
-from crawlfleet.demo.traps import Traps
-from crawlfleet.demo.truth import Order, order_body, orders_of, product_body
 
 MOVING_ORDERS_MAX = 20
 MOVING_ORDER_NO = 9_000_000
@@ -50,43 +53,43 @@ PRODUCT_WORDS = {"since_product_no", "product_no", "sort", "order"} | {
 class Listings:
     """The lists of every mall as of the day `today` (KST). Thread-safe."""
 
-    def __init__(self, config: ShopConfig, today: date, now: Callable[[], datetime]) -> None:
+    def __init__(self, config: Cafe24Config, today: date, now: Callable[[], datetime]) -> None:
         self._config = config
         self._today = today
         self._now = now
         self._lock = Lock()
         self._moved: dict[str, list[Order]] = {}
 
-    def answer(self, request: Request, traps: Traps) -> Reply:
+    def answer(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Reply:
         """The list that the request names, or the refusal of its parameters."""
         try:
             body = {
                 "orders": self._orders,
                 "orders/count": self._orders_count,
                 "products": self._products,
-            }[request.resource](request, traps)
+            }[visit.what](request, visit, traps)
         except Refused as refusal:
-            return Reply.of_error(refusal.status, str(refusal))
+            return api_error(refusal.status, str(refusal))
         return Reply.of_json(200, body)
 
-    def _orders(self, request: Request, traps: Traps) -> Body:
+    def _orders(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Body:
         parameters = Parameters(request.query, ORDER_WORDS | LIST_WORDS)
         limit = parameters.number("limit", 10, 1, 1000)
         offset = parameters.number("offset", 0, 0, 15_000)
         embeds = parameters.embeds(ORDER_EMBEDS)
-        found = self._found_orders(request.mall, parameters)
-        page = [self._order(request.mall, o, embeds, traps) for o in found[offset : offset + limit]]
+        found = self._found_orders(visit.account, parameters)
+        page = [self._order(visit.account, o, embeds, traps) for o in found[offset : offset + limit]]
         if traps.moving_orders:
-            self._move(request.mall)
+            self._move(visit.account)
         body: Body = {"orders": _with_fields(page, parameters)}
         return body | _next_link(request, offset, limit, len(found))
 
-    def _orders_count(self, request: Request, traps: Traps) -> Body:
+    def _orders_count(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Body:
         parameters = Parameters(request.query, ORDER_WORDS)
-        return {"count": len(self._found_orders(request.mall, parameters))}
+        return {"count": len(self._found_orders(visit.account, parameters))}
 
     def _found_orders(self, mall: str, parameters: Parameters) -> list[Order]:
-        window = parameters.order_window()
+        window = _order_window(parameters)
         date_type = parameters.choice("date_type", "order_date", ORDER_DATES.keys() | DATELESS)
         with self._lock:
             orders = [*reversed(self._moved.get(mall, ())), *orders_of(self._config, mall, self._today)]
@@ -95,7 +98,7 @@ class Listings:
         name = ORDER_DATES.get(date_type)
         return [o for o in orders if _is_within(order_body(self._config, mall, o), name, window)]
 
-    def _order(self, mall: str, order: Order, embeds: Sequence[str], traps: Traps) -> Body:
+    def _order(self, mall: str, order: Order, embeds: Sequence[str], traps: Cafe24Traps) -> Body:
         body = order_body(self._config, mall, order)
         items = body.pop("items")
         for embed in embeds:
@@ -111,12 +114,12 @@ class Listings:
                 placed_at = self._now().astimezone(KST).replace(microsecond=0)
                 moved.append(Order(MOVING_ORDER_NO + len(moved), placed_at))
 
-    def _products(self, request: Request, traps: Traps) -> Body:
+    def _products(self, request: Request, visit: Visit, traps: Cafe24Traps) -> Body:
         parameters = Parameters(request.query, PRODUCT_WORDS | LIST_WORDS)
         limit = parameters.number("limit", 10, 1, 100)
         offset = parameters.number("offset", 0, 0, 5000)
         embeds = parameters.embeds(PRODUCT_EMBEDS)
-        found = self._found_products(request.mall, parameters)
+        found = self._found_products(visit.account, parameters)
         page = [product | {embed: [] for embed in embeds} for product in found[offset : offset + limit]]
         body: Body = {"products": _with_fields(page, parameters)}
         return (
@@ -143,6 +146,22 @@ def _sorted_products(products: list[Body], parameters: Parameters) -> list[Body]
     sort = parameters.choice("sort", "created_date", {"created_date", "updated_date", "product_name"})
     order = parameters.choice("order", "desc", {"asc", "desc"})
     return sorted(products, key=lambda p: (p[sort], p["product_no"]), reverse=order == "desc")
+
+
+def _order_window(parameters: Parameters) -> tuple[datetime, datetime]:
+    """The span of an order search: required, and three months at most."""
+    window = parameters.window("start_date", "end_date")
+    if window is None:
+        raise Refused("[start_date] and [end_date] are required.")
+    if window[1] > _months_later(window[0], 3) + timedelta(days=1):
+        raise Refused("The search period must not exceed 3 months.")
+    return window
+
+
+def _months_later(moment: datetime, months: int) -> datetime:
+    years, month = divmod(moment.month - 1 + months, 12)
+    year, month = moment.year + years, month + 1
+    return moment.replace(year=year, month=month, day=min(moment.day, calendar.monthrange(year, month)[1]))
 
 
 def _check_cursor_alone(parameters: Parameters) -> None:
