@@ -43,6 +43,8 @@ ROWS = {"1": {"sno": "1"}}
         (Facts(status=200, table=True, loading=True), Sight.LOADING),
         (Facts(status=200, api_status=200, table=True, rows=ROWS), Sight.ORDERS),
         (Facts(status=200, api_status=200, table=True, empty=True), Sight.EMPTY),
+        (Facts(status=200, api_status=500, home=True, load_error=True), Sight.FAILED),
+        (Facts(status=200, api_status=200, home=True, load_error=True), Sight.UNKNOWN),
         (Facts(status=200, home=True), Sight.HOME),
         (Facts(status=200, text="Welcome"), Sight.UNKNOWN),
         (Facts(status=200, table=True), Sight.UNKNOWN),
@@ -66,6 +68,7 @@ def test_an_empty_state_after_a_failed_request_is_never_an_empty_list(api_status
         (Sight.RATE_LIMITED, Throttled, "TooManyRequests"),
         (Sight.CAPTCHA, Throttled, "Captcha"),
         (Sight.TWO_FACTOR, AuthFailed, "TwoFactor"),
+        (Sight.FAILED, Retry, "ServerError"),
         (Sight.LOADING, Retry, "TableTimeout"),
     ],
 )
@@ -134,6 +137,12 @@ def test_a_throttle_keeps_the_shops_own_time() -> None:
     judged = classify_reply(429, {"Retry-After": "7"}, b"{}", NOW)
     assert isinstance(judged, Throttled)
     assert judged.retry_after_s == 7.0
+
+
+def test_a_page_that_says_how_long_to_wait_is_believed() -> None:
+    ended = ending(Sight.RATE_LIMITED, Facts(text="요청이 너무 많습니다. 7초 후 다시 시도해 주세요."))
+    assert isinstance(ended, Throttled)
+    assert ended.retry_after_s == 7.0
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class Sight(Enum):
     CAPTCHA = auto()
     BANNED = auto()
     MAINTENANCE = auto()
+    FAILED = auto()
     RATE_LIMITED = auto()
     EXPIRED = auto()
     LOADING = auto()
@@ -54,6 +55,7 @@ class Selectors:
     row: str = "tbody tr[data-sno]"
     skeleton: str = "tr.is-skeleton"
     empty: str = ".empty-state"
+    load_error: str = ".load-error"
     pagination: str = ".pagination[data-max-page]"
     page_button: str = "button[data-page]"
     current_page: str = ".is-active[data-page]"
@@ -82,6 +84,7 @@ class Facts:
     table: bool = False
     loading: bool = False
     empty: bool = False
+    load_error: bool = False
     page: int = 0
     max_page: int = 0
     rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -101,12 +104,12 @@ const rows = table ? [...table.querySelectorAll(s.row)] : [];
 const pages = find(s.pagination), current = find(s.current_page);
 const requests = performance.getEntriesByType('resource').filter(entry => entry.name.includes(s.api_orders));
 const document_ = performance.getEntriesByType('navigation')[0];
-const known = find(s.email) || find(s.expired) || find(s.home) || rows.length;
+const drawn = table && table.tBodies[0] && table.tBodies[0].dataset.page;
 return {
     url: location.origin + location.pathname,
     status: document_ ? document_.responseStatus : 0,
     api_status: requests.length ? requests[requests.length - 1].responseStatus : 0,
-    text: known ? '' : (document.body ? document.body.innerText.slice(0, 2000) : ''),
+    text: rows.length || !document.body ? '' : document.body.innerText.slice(0, 2000),
     login: Boolean(find(s.email) && find(s.password)),
     login_error: Boolean(find(s.login_error) && find(s.login_error).textContent.trim()),
     expired: Boolean(find(s.expired)),
@@ -114,7 +117,8 @@ return {
     table: Boolean(table),
     loading: Boolean(find(s.skeleton)),
     empty: Boolean(find(s.empty)),
-    page: current ? Number(current.dataset.page) : 1,
+    load_error: Boolean(find(s.load_error)),
+    page: Number(drawn || (current ? current.dataset.page : 0)),
     max_page: pages ? Number(pages.dataset.maxPage) : 1,
     rows: Object.fromEntries(rows.map(row => [
         row.dataset.sno, Object.fromEntries([...row.cells].map((cell, i) => [keys[i], cell.textContent.trim()])),
@@ -125,12 +129,13 @@ return {
 
 SETTLED = (
     "const seen = (function () {" + LOOK + "}).apply(null, arguments), wanted = arguments[1];"
+    "const listed = Object.keys(seen.rows).length ? !seen.page || seen.page === wanted : seen.empty || seen.load_error;"
     "return document.readyState !== 'loading' && !seen.loading"
-    " && (seen.login || seen.expired || seen.home || seen.status >= 400 || seen.api_status >= 400"
-    " || ((Object.keys(seen.rows).length || seen.empty) && (!wanted || seen.page === wanted))) ? seen : null;"
+    " && (seen.login || seen.expired || seen.status >= 400 || (wanted ? listed : seen.home)) ? seen : null;"
 )
-"""The same once the page has made up its mind; the second argument is the page number to wait for, 0 for any."""
+"""The same once the page has made up its mind; the second argument is the page of orders to wait for, 0 for another page."""
 
+_SECONDS = re.compile(r"(\d{1,5}) ?초")
 _WORDS = (
     (Sight.CAPTCHA, re.compile(r"보안\s?문자|자동\s?입력\s?방지|captcha|로봇이 아닙니다", re.IGNORECASE)),
     (Sight.TWO_FACTOR, re.compile(r"2단계 인증|인증번호|two.factor|verification code", re.IGNORECASE)),
@@ -152,13 +157,17 @@ def classify(facts: Facts) -> Sight:
         return _worded(facts, Sight.BANNED)
     if facts.status == 503 or facts.api_status == 503:
         return Sight.MAINTENANCE
+    if max(facts.status, facts.api_status) >= 500:
+        return Sight.FAILED
     if facts.loading:
         return Sight.LOADING
     if facts.api_status in (0, 200) and facts.rows:
         return Sight.ORDERS
     if facts.api_status in (0, 200) and facts.empty:
         return Sight.EMPTY
-    return Sight.HOME if facts.home else _worded(facts, Sight.UNKNOWN)
+    if facts.home and not facts.load_error:
+        return Sight.HOME
+    return _worded(facts, Sight.UNKNOWN)
 
 
 def _worded(facts: Facts, otherwise: Sight) -> Sight:
@@ -168,17 +177,21 @@ def _worded(facts: Facts, otherwise: Sight) -> Sight:
 def ending(sight: Sight, facts: Facts) -> CrawlEnded | None:
     """The verdict of a page that ends a crawl; None for those that an adapter can go on from."""
     at = f"{urlsplit(facts.url).path} (status {facts.status})"
+    hint = _SECONDS.search(facts.text)
+    wait_s = float(hint[1]) if hint else THROTTLED_S
     match sight:
         case Sight.BANNED:
             return Blocked("BanPage", f"a ban page instead of {at}")
         case Sight.MAINTENANCE:
             return Throttled("Maintenance", f"a maintenance page instead of {at}", retry_after_s=THROTTLED_S)
         case Sight.RATE_LIMITED:
-            return Throttled("TooManyRequests", f"too many requests, says {at}", retry_after_s=THROTTLED_S)
+            return Throttled("TooManyRequests", f"too many requests, says {at}", retry_after_s=wait_s)
         case Sight.CAPTCHA:
             return Throttled("Captcha", f"a captcha instead of {at}", retry_after_s=THROTTLED_S)
         case Sight.TWO_FACTOR:
             return AuthFailed("TwoFactor", f"{at} asks for a second factor; the seller must log in by hand")
+        case Sight.FAILED:
+            return Retry("ServerError", f"a server error on {at}")
         case Sight.LOADING:
             return Retry("TableTimeout", f"the table on {at} was not drawn in time")
     return None
