@@ -5,7 +5,7 @@ The judge is asked once a crawl, between the crawl and its commit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from crawlfleet.errors import CrawlEnded, Throttled, Verdict
@@ -35,7 +35,10 @@ class History:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one crawl ended. `charged` is false if it was interrupted through no fault of its own."""
+    """How one crawl ended. `charged` is false if it was interrupted through no fault of its own.
+
+    `account_wait_s` is how long the shop wants no request of this account, whatever the verdict.
+    """
 
     verdict: Verdict
     reason: str = ""
@@ -44,13 +47,20 @@ class Outcome:
     retry_after_s: float = 0.0
     account_only: bool = False
     charged: bool = True
+    account_wait_s: float = 0.0
 
     @classmethod
     def of(cls, ended: CrawlEnded) -> Outcome:
         """The outcome that an adapter raised."""
         account_only = isinstance(ended, Throttled) and ended.account_only
         return cls(
-            ended.verdict, ended.reason, ended.detail, ended.snapshot, ended.retry_after_s, account_only
+            ended.verdict,
+            ended.reason,
+            ended.detail,
+            ended.snapshot,
+            ended.retry_after_s,
+            account_only,
+            account_wait_s=ended.retry_after_s if account_only and not ended.never_sent else 0.0,
         )
 
 
@@ -74,7 +84,14 @@ class Decision:
 
 
 def judge(outcome: Outcome, history: History, budgets: Budgets, random: Random) -> Decision:
-    """Decide what becomes of the task after this crawl."""
+    """Decide what becomes of the task after this crawl; it never begins anew before its account may."""
+    decision = _judge(outcome, history, budgets, random)
+    if decision.state == "waiting":
+        return replace(decision, delay_s=max(decision.delay_s, outcome.account_wait_s))
+    return decision
+
+
+def _judge(outcome: Outcome, history: History, budgets: Budgets, random: Random) -> Decision:
     match outcome.verdict:
         case Verdict.OK:
             return Decision("ok")

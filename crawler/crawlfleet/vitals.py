@@ -120,8 +120,7 @@ class Vitals:
 
     def _renew(self, conn: Connection) -> None:
         sent_at = self._clock()
-        is_full = self.hung or self._is_full()
-        renewed = fleet.renew(conn, self._worker_id, self._leases.held(), is_full=is_full)
+        renewed = fleet.renew(conn, self._worker_id, self._leases.held(), is_full=self._is_full())
         if renewed is None:
             self._lose("the registration was ended by the fleet")
             return

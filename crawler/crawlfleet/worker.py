@@ -123,7 +123,7 @@ class Worker:
             random=self._random,
             renewed_at=renewed_at,
             wake=self._wake,
-            is_full=self._is_full,
+            is_full=self._takes_nothing,
             pending=self._slots.pending,
         )
 
@@ -257,7 +257,7 @@ class Worker:
         log.warning("turn put off: another worker is at the same rows")
 
     def _take(self, conn: Connection) -> list[Lease]:
-        if self._stopping or self._vitals.hung or self._is_full():
+        if self._takes_nothing():
             return []
         return turn.take(conn, self._me, len(self._leases) - len(self._committing))
 
@@ -306,6 +306,9 @@ class Worker:
         self._committing = [f for f in self._committing if f.lease.lease_id in held]
         self._begin_crawls([lease for lease_id, lease in held.items() if lease_id not in known])
 
+    def _takes_nothing(self) -> bool:
+        return self._stopping or self._vitals.hung or self._is_full()
+
     def _is_full(self) -> bool:
         """The memory ceiling: above it nothing is taken."""
         ceiling_mb = self._settings.memory_mb
@@ -336,7 +339,7 @@ class Worker:
         status = outcome.verdict.value
         metrics.CRAWLS.labels(source, status).inc()
         metrics.CRAWL_SECONDS.labels(source, status).observe(finished.cost_ms / 1000)
-        if outcome.verdict is Verdict.THROTTLED and outcome.reason != "CoolingDown":
+        if outcome.verdict is Verdict.THROTTLED and outcome.reason not in ("CoolingDown", "AccountWaits"):
             metrics.THROTTLES.labels(source, "account" if outcome.account_only else "egress").inc()
         if finished.decision.state == "waiting":
             metrics.RETRIES.labels(source, status).inc()
