@@ -66,6 +66,11 @@ class Source:
     settings: Settings
     adapter: Adapter
 
+    @property
+    def needs_browser(self) -> bool:
+        """Whether its crawls may ask for a page; a plug-in that does not say so has none."""
+        return getattr(self.adapter, "needs_browser", False)
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -244,7 +249,8 @@ class LiveCrawl:
             turn_at = self._turn_at = self._clock() + wait_s
             if wait_s > 0:
                 PACE_SECONDS.labels(self.source).observe(wait_s)
-                self._wake.wait(wait_s)
+                # A refresh under way is not woken by what ends the crawl: its POST would leave before its turn.
+                (self._wake if self._refreshing_until is None else threading.Event()).wait(wait_s)
                 self.check()
             if gap_s == 0 or self._clock() <= turn_at + min(max(gap_s / 2, 0.02), 0.05):
                 return

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from crawlfleet.errors import (
     CrawlEnded,
     CrawlfleetError,
     Interrupted,
+    Throttled,
     Verdict,
 )
 from crawlfleet.leases import Leases
@@ -187,7 +188,9 @@ class Slots:
             raise AuthFailed(reason, "the account was parked or disabled after the batch was planned")
         if lease.wait_s is not None and lease.wait_s > 0:
             why = "the shop asked this account to wait, in this batch or another"
-            raise Interrupted("AccountWaits", why, retry_after_s=lease.wait_s)
+            raise Throttled(
+                "AccountWaits", why, retry_after_s=lease.wait_s, account_only=True, never_sent=True
+            )
         database = self._pool.connection
         try:
             tokens = Tokens(database, self._keys, self.pending, source.name, lease)
@@ -216,13 +219,25 @@ class Slots:
         return self.judged(crawl.lease, outcome, crawl.tokens.generation, kept, cost_ms)
 
     def _outcome(self, source: Source, crawl: LiveCrawl, rows: list[Row]) -> Outcome:
-        """The one place where everything is caught."""
+        """The one place where everything is caught, also what is wrong with a verdict itself."""
+        try:
+            outcome = _redacted(self._ending(source, crawl, rows), crawl.tokens.secrets)
+        except (
+            BaseException
+        ) as exc:  # SystemExit too: it would end this thread, and nobody would hear of the lease
+            log.error("adapter failed", extra={"user_id": crawl.user_id, "where": _where(exc)})
+            outcome = Outcome(
+                Verdict.BUG, type(exc).__name__, "the adapter failed; the worker's log says where"
+            )
+        return replace(outcome, account_wait_s=max(outcome.account_wait_s, crawl.account_wait_s))
+
+    def _ending(self, source: Source, crawl: LiveCrawl, rows: list[Row]) -> Outcome:
         try:
             self._collect(source, crawl, rows)
         except Interrupted as ended:
             return interrupted(ended.reason, ended.detail, retry_after_s=ended.retry_after_s)
         except CrawlEnded as ended:
-            return _redacted(Outcome.of(ended), crawl)
+            return Outcome.of(ended)
         except (psycopg.OperationalError, psycopg.InterfaceError):  # an adapter has no database: it is ours
             return interrupted(
                 "DatabaseLost", "the database could not be reached", retry_after_s=RETRY_FIRST_S
@@ -233,10 +248,7 @@ class Slots:
             )
         except CrawlfleetError as exc:  # refreshed meanwhile by a worker with a key that we do not have
             return Outcome(Verdict.CRASHED, "CannotBeOpened", str(exc))
-        except Exception as exc:
-            log.error("adapter failed", extra={"user_id": crawl.user_id, "where": _where(exc)})
-            return Outcome(Verdict.BUG, type(exc).__name__, "the adapter failed; the worker's log says where")
-        return replace(OK, retry_after_s=crawl.account_wait_s, account_only=True)
+        return OK
 
     def _collect(self, source: Source, crawl: LiveCrawl, rows: list[Row]) -> None:
         """Encode items as they come; above a chunk they are written ahead."""
@@ -267,11 +279,19 @@ class Slots:
         rows.clear()
 
 
-def _redacted(outcome: Outcome, crawl: LiveCrawl) -> Outcome:
+def _redacted(outcome: Outcome, secrets: Collection[str]) -> Outcome:
     """Whatever an adapter puts into its words, its account's secrets do not get out, and they can be stored."""
-    secrets = [str(value) for value in crawl.credentials.values()]
-    snapshot = outcome.snapshot and _storable(redact(outcome.snapshot, secrets))[:8192]
-    return replace(outcome, detail=_storable(redact(outcome.detail, secrets))[:500], snapshot=snapshot)
+
+    def shown(text: str, most: int) -> str:
+        return _storable(redact(str(text), secrets))[:most]
+
+    return replace(
+        outcome,
+        reason=shown(outcome.reason, 64),
+        detail=shown(outcome.detail, 500),
+        snapshot=outcome.snapshot and shown(outcome.snapshot, 8192),
+        retry_after_s=max(0.0, float(outcome.retry_after_s)),
+    )
 
 
 def _storable(text: str) -> str:

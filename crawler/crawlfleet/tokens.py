@@ -120,7 +120,9 @@ class Tokens:
         self._account = (lease.source_id, lease.user_id)
         self._lease_id = lease.lease_id
         self.generation = lease.generation
-        self.credentials: Credentials = keys.open(bytes(lease.credentials), self._context)
+        self.secrets: set[str] = set()
+        """Every value of the credentials so far: those of a token that was replaced may still live."""
+        self._know(keys.open(bytes(lease.credentials), self._context))
 
     def refresh(self, post: Callable[[Credentials], Credentials], wait: Callable[[float], None]) -> None:
         """Rotate, or find that somebody else just has. `wait` sleeps, and ends the crawl if it has to stop.
@@ -159,8 +161,12 @@ class Tokens:
             raise AuthFailed("AccountPurged", "the account was deleted while it was being crawled")
         return stored
 
+    def _know(self, credentials: Credentials) -> None:
+        self.credentials = credentials
+        self.secrets |= {str(value) for value in credentials.values()}
+
     def _adopt(self, stored: Stored) -> None:
-        self.credentials = self._keys.open(stored.credentials, self._context)
+        self._know(self._keys.open(stored.credentials, self._context))
         self.generation = stored.generation
         REFRESHES.labels(self._source, "adopted").inc()
 
@@ -218,7 +224,8 @@ class Tokens:
             lambda conn: accounts.store_refresh(conn, *self._account, self.generation, sealed)
         )
         if stored:
-            self.credentials, self.generation = new, self.generation + 1
+            self._know(new)
+            self.generation += 1
         else:
             self._adopt(self._read())
 

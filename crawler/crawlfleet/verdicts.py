@@ -5,10 +5,10 @@ The judge is asked once a crawl, between the crawl and its commit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
-from crawlfleet.errors import Bug, CrawlEnded, Throttled, Verdict
+from crawlfleet.errors import Bug, CrawlEnded, Verdict
 
 RETRY_FIRST_S = 2.0
 RETRY_LONGEST_S = 300.0
@@ -35,7 +35,10 @@ class History:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one crawl ended. `charged` is false if it was interrupted through no fault of its own."""
+    """How one crawl ended. `charged` is false if it was interrupted through no fault of its own.
+
+    `account_wait_s` is how long the shop wants no request of this account, whatever the verdict.
+    """
 
     verdict: Verdict
     reason: str = ""
@@ -45,10 +48,12 @@ class Outcome:
     retry_after_s: float = 0.0
     account_only: bool = False
     charged: bool = True
+    account_wait_s: float = 0.0
 
     @classmethod
     def of(cls, ended: CrawlEnded) -> Outcome:
         """The outcome that an adapter raised."""
+        account_only = isinstance(ended, Throttled) and ended.account_only
         return cls(
             ended.verdict,
             ended.reason,
@@ -56,7 +61,8 @@ class Outcome:
             ended.snapshot,
             picture=ended.picture if isinstance(ended, Bug) else None,
             retry_after_s=ended.retry_after_s,
-            account_only=isinstance(ended, Throttled) and ended.account_only,
+            account_only=account_only,
+            account_wait_s=ended.retry_after_s if account_only and not ended.never_sent else 0.0,
         )
 
 
@@ -80,7 +86,14 @@ class Decision:
 
 
 def judge(outcome: Outcome, history: History, budgets: Budgets, random: Random) -> Decision:
-    """Decide what becomes of the task after this crawl."""
+    """Decide what becomes of the task after this crawl; it never begins anew before its account may."""
+    decision = _judge(outcome, history, budgets, random)
+    if decision.state == "waiting":
+        return replace(decision, delay_s=max(decision.delay_s, outcome.account_wait_s))
+    return decision
+
+
+def _judge(outcome: Outcome, history: History, budgets: Budgets, random: Random) -> Decision:
     match outcome.verdict:
         case Verdict.OK:
             return Decision("ok")

@@ -136,7 +136,7 @@ class Worker:
 
     def _start_browsers(self) -> Pool | None:
         """The pool, if a source of the batch needs one; a worker without such a source needs no Selenium."""
-        if not any(source.adapter.needs_browser for source in self._sources.values()):
+        if not any(source.needs_browser for source in self._sources.values()):
             return None
         from crawlfleet.browser.chrome import Chrome
         from crawlfleet.browser.pool import Pool
@@ -280,7 +280,7 @@ class Worker:
 
     def _take(self, conn: Connection) -> list[Lease]:
         unable = self._unable()
-        if self._stopping or len(unable) == len(self._sources):
+        if len(unable) == len(self._sources):
             return []
         return turn.take(conn, self._me, len(self._leases) - len(self._committing), unable)
 
@@ -331,11 +331,11 @@ class Worker:
 
     def _unable(self) -> Collection[int]:
         """The sources that this worker cannot crawl just now."""
-        if self._vitals.hung or self._is_full() or self._has_no_chrome():
+        if self._stopping or self._vitals.hung or self._is_full() or self._has_no_chrome():
             return self._sources.keys()
         if self._browsers is None or self._browsers.is_able:
             return ()
-        return [s.source_id for s in self._sources.values() if s.adapter.needs_browser]
+        return [s.source_id for s in self._sources.values() if s.needs_browser]
 
     def _has_no_chrome(self) -> bool:
         return self._browsers is not None and self._browsers.is_unusable()
@@ -373,7 +373,7 @@ class Worker:
         status = outcome.verdict.value
         metrics.CRAWLS.labels(source, status).inc()
         metrics.CRAWL_SECONDS.labels(source, status).observe(finished.cost_ms / 1000)
-        if outcome.verdict is Verdict.THROTTLED and outcome.reason != "CoolingDown":
+        if outcome.verdict is Verdict.THROTTLED and outcome.reason not in ("CoolingDown", "AccountWaits"):
             metrics.THROTTLES.labels(source, "account" if outcome.account_only else "egress").inc()
         if finished.decision.state == "waiting":
             metrics.RETRIES.labels(source, status).inc()

@@ -32,7 +32,7 @@ from builders import (
 
 from crawlfleet.crawl import encode
 from crawlfleet.credentials import KeyRing, proxy_context
-from crawlfleet.errors import AuthFailed, Blocked
+from crawlfleet.errors import AuthFailed, Blocked, Throttled
 from crawlfleet.keys import rotate
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.politeness import BANNED_AFTER
@@ -190,6 +190,7 @@ def _rows(text: str) -> list[Row]:
 # The operations. Whatever may come in any order comes in another one than that of the locks.
 
 REFUSED, BANNED = Outcome.of(AuthFailed("Refused")), Outcome.of(Blocked("BanPage"))
+TOLD = Outcome.of(Throttled("CallLimit", retry_after_s=5.0, account_only=True))
 
 
 def _ended(leases: list[Lease], *hows: Outcome) -> list[Finished]:
@@ -209,12 +210,12 @@ def commit(world: World, conn: Connection) -> None:
 
 def park(world: World, conn: Connection) -> None:
     with transaction(conn):
-        turn.commit(conn, world.mine, _ended(world.leases, REFUSED, BANNED, REFUSED), Random(0))
+        turn.commit(conn, world.mine, _ended(world.leases, REFUSED, BANNED, TOLD), Random(0))
 
 
 def commit_and_take(world: World, conn: Connection) -> None:
     with transaction(conn):
-        turn.commit(conn, world.others, _ended(world.other_leases, OK, BANNED, REFUSED, OK), Random(0))
+        turn.commit(conn, world.others, _ended(world.other_leases, OK, TOLD, REFUSED, BANNED), Random(0))
         turn.take(conn, world.others, 0)
 
 

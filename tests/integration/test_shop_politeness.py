@@ -150,7 +150,7 @@ def test_a_retry_after_is_waited_for(fleet: Fleet, shop: WatchedShop) -> None:
 
 
 def test_a_retry_after_holds_in_other_batches_too(fleet: Fleet, shop: WatchedShop) -> None:
-    """Their crawls of that account are put off before they send anything, and are charged nothing."""
+    """Their crawls of that account are put off before they send anything, and are charged no attempt."""
     fleet.cafe24(shop, users=1)
     fleet.plan("told")
     fleet.plan("untold")
@@ -158,7 +158,7 @@ def test_a_retry_after_holds_in_other_batches_too(fleet: Fleet, shop: WatchedSho
     wakes_at_s = time.monotonic() + 2
     worker = fleet.start(CRAWLFLEET_BATCH="untold")
     assert worker.exit_code() == 0
-    assert fleet.failures(1) == [("retry", "AccountWaits")]
+    assert fleet.failures(1) == [("throttled", "AccountWaits")]
     assert min(seen.at_s for seen in shop.seen()) >= wakes_at_s
     assert fleet.scalar("select max(retries) from task") == 0
 
@@ -175,7 +175,7 @@ def test_a_crawl_that_ends_well_in_a_suspended_mall_puts_off_the_next_one(fleet:
         assert fleet.start(CRAWLFLEET_BATCH="next").registration()
         until(lambda: len(fleet.failures(1)) == 1, "the next crawl to be put off")
         assert shop.violations() == {}
-    assert fleet.failures(1) == [("retry", "AccountWaits")]
+    assert fleet.failures(1) == [("throttled", "AccountWaits")]
 
 
 def test_a_remaining_block_of_a_mall_is_waited_out(fleet: Fleet) -> None:

@@ -145,11 +145,14 @@ def test_an_account_that_is_disabled_while_it_is_purged_is_not_crawled(conn: Con
     assert scalar(conn, "select state::text from account") == "disabled"
 
 
-def test_disabling_an_account_does_not_forget_a_refresh_under_way(conn: Connection) -> None:
+@pytest.mark.parametrize("state", ["disabled", "ok"])
+def test_disabling_or_enabling_an_account_does_not_forget_a_refresh_under_way(
+    conn: Connection, state: str
+) -> None:
     shop_batch(conn, users=1)
     conn.execute("update account set refresh_tries = 1, refresh_lease = 7")
 
-    set_state(conn, 1, None, "disabled", "DisabledByHand")
+    set_state(conn, 1, None, state, None)
 
     assert conn.execute("select refresh_tries, refresh_lease from account").fetchone() == (1, 7)
 

@@ -19,6 +19,7 @@ from builders import (
     take,
     task_states,
     together,
+    until,
 )
 
 from crawlfleet.store import fleet, turn
@@ -229,6 +230,26 @@ def test_a_worker_its_parent_saw_dying_is_rescued_without_quarantine(conn: Conne
     states = task_states(conn, batch)
     assert {states[lease.user_id] for lease in lost} == {"ready"}
     assert {states[lease.user_id] for lease in kept} == {"leased"}
+
+
+def test_a_burial_waits_for_a_turn_that_the_server_has_not_given_up_yet(
+    conn: Connection, connections: Connections
+) -> None:
+    batch = shop_batch(conn, users=1)
+    take(conn, register_worker(conn, batch))
+    last_turn = connections()
+    last_turn.execute("begin")
+    last_turn.execute("select from permit where lease_id is not null for update")
+
+    def bury() -> None:
+        bury_worker(connections(), batch, process().pid_space, process().pid)
+
+    def give_up() -> None:
+        until(lambda: scalar(conn, "select count(*) from pg_locks where not granted"))
+        last_turn.execute("rollback")
+
+    together(bury, give_up)
+    assert housekeep(conn).rescued == 1
 
 
 def test_a_crawl_may_be_committed_during_its_quarantine(conn: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from random import Random
 from secrets import token_hex
@@ -12,6 +13,7 @@ from typing import Any, LiteralString
 import psycopg
 import pytest
 from builders import (
+    SETTINGS,
     account,
     add_accounts,
     commit,
@@ -30,14 +32,15 @@ from builders import (
 )
 
 from crawlfleet.crawl import encode
-from crawlfleet.errors import AuthFailed, Blocked, Bug, Crashed, CrawlEnded, Retry, Throttled
+from crawlfleet.errors import AuthFailed, Blocked, Bug, Crashed, CrawlEnded, Retry, Throttled, Verdict
+from crawlfleet.planner import Selector
 from crawlfleet.sources import Item
 from crawlfleet.store import turn
 from crawlfleet.store.batches import results
 from crawlfleet.store.connection import Connection, is_refused_data, transaction
 from crawlfleet.store.fleet import housekeep, renew
 from crawlfleet.store.turn import Finished, Identity, Row
-from crawlfleet.verdicts import OK, Outcome, interrupted
+from crawlfleet.verdicts import OK, History, Outcome, interrupted, judge
 from crawlfleet.worker import TRY_AGAIN
 
 Connections = Callable[[], Connection]
@@ -353,6 +356,18 @@ def test_a_batch_that_waits_for_a_closed_egress_leaves_the_open_ones_to_others(c
     assert take(conn, other) == []
 
 
+def test_a_batch_whose_accounts_are_all_being_crawled_leaves_the_permits_to_others(conn: Connection) -> None:
+    batch = shop_batch(conn, users=40, cap=10)
+    me = register_worker(conn, batch)
+    [long, *short] = take(conn, me)
+    other = register_worker(conn, plan_batch(conn, selector=Selector(ids=[long.user_id])))
+
+    commit(conn, me, *map(ended, short))
+
+    assert len(take(conn, me)) == 9
+    assert take(conn, other) == []
+
+
 def test_a_worker_that_is_unable_to_crawl_a_source_leaves_its_part_to_the_others(conn: Connection) -> None:
     batch = shop_batch(conn, users=20, cap=6, workers=2)
     unable, other = register_worker(conn, batch, 0), register_worker(conn, batch, 1)
@@ -363,6 +378,46 @@ def test_a_worker_that_is_unable_to_crawl_a_source_leaves_its_part_to_the_others
     commit(conn, other, *map(ended, take(conn, unable)))
     with transaction(conn):
         assert turn.take(conn, unable, 0, unable=[source_id]) == []
+
+
+# Waiting accounts.
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Throttled("CallLimit", retry_after_s=500, account_only=True),
+        Outcome(Verdict.RETRY, account_wait_s=500),
+        replace(OK, account_wait_s=500),
+    ],
+    ids=["throttled", "retry", "ok"],
+)
+def test_an_account_is_spared_whatever_the_verdict(conn: Connection, how: Outcome | CrawlEnded) -> None:
+    me = register_worker(conn, shop_batch(conn, users=1))
+    [lease] = take(conn, me)
+
+    commit(conn, me, ended(lease, how))
+
+    assert scalar(conn, "select extract(epoch from not_before - now())::float8 from track") > 490
+    assert scalar(conn, "select coalesce(run_after > now() + interval '490 s', state = 'ok') from task")
+
+
+def test_a_lease_that_is_read_back_still_has_to_wait(conn: Connection) -> None:
+    me = register_worker(conn, shop_batch(conn, users=1))
+    conn.execute("update track set not_before = now() + interval '500 s'")
+    [lease] = take(conn, me)
+
+    [again] = turn.read_back(conn, me)
+
+    assert lease.wait_s is not None
+    assert again.wait_s is not None
+    assert min(lease.wait_s, again.wait_s) > 490
+
+
+def test_waiting_for_an_account_is_bounded_by_the_budget_of_throttles() -> None:
+    waits = Throttled("AccountWaits", retry_after_s=601, account_only=True, never_sent=True)
+
+    assert judge(Outcome.of(waits), History(), SETTINGS.budgets, Random(0)).state == "dead"
 
 
 # The pace.
@@ -379,6 +434,20 @@ def test_requests_of_all_workers_leave_one_after_the_other(
 
     waits = sorted(reserved[0] for reserved in turns if reserved)
     assert [round(wait_s / 30) for wait_s in waits] == list(range(8))
+
+
+def test_a_clock_that_is_set_back_holds_up_no_request(conn: Connection) -> None:
+    """What was reserved and what cools down moves with the clock; ticks are told apart elsewhere."""
+    declare_source(conn, egress(gap_us=100_000))
+    ahead = "clock_timestamp() + interval '1 hour'"
+    conn.execute(f"update egress set next_at = {ahead}, cool_until = {ahead}".encode())
+    conn.execute(f"update fleet set ticked_at = {ahead}".encode())
+
+    housekeep(conn)
+
+    reserved = turn.reserve(conn, scalar(conn, "select egress_id from egress"), 0)
+    assert reserved is not None
+    assert reserved[0] < 1
 
 
 def test_an_egress_without_a_limit_has_no_pace(conn: Connection) -> None:

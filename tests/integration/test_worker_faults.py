@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet import HASTY, Fleet, WatchedShop, until
+from fleet import HASTY, Fleet, WatchedShop, install_adapter, until
 from pg_proxy import PgProxy
 
 from crawlfleet.store import fleet as store
@@ -57,6 +57,55 @@ def shop() -> Iterator[WatchedShop]:
 
 def all_ok(fleet: Fleet) -> bool:
     return set(fleet.tasks().values()) == {("ok", "ok")}
+
+
+# Rude adapters.
+
+RUDE = """
+from crawlfleet.errors import Bug, CrawlEnded, Retry
+from crawlfleet.sources import Item
+
+class Wordless(CrawlEnded):
+    pass
+
+class Rude:
+    official_url = None
+    def __init__(self, options): self.how = options["how"]
+    def check_credentials(self, credentials): pass
+    def crawl(self, crawl):
+        if crawl.user_id == 1:
+            raise {
+                "NUL": Retry("a\\x00b", "c\\x00d"),
+                "surrogate": Retry("a\\ud800b", "c\\ud800d"),
+                "no text": Retry("X", ValueError("boom")),
+                "bytes": Bug("X", "y", snapshot=b"bytes"),
+                "no verdict": Wordless("X"),
+                "not a number": Retry("X", retry_after_s="soon"),
+                "endless": Retry("X", retry_after_s=float("inf")),
+                "exit": SystemExit(1),
+                "secret": Bug("Reason-" + crawl.credentials["token"]),
+            }[self.how]
+        yield Item("item", "1", {})
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["NUL", "surrogate", "no text", "bytes", "no verdict", "not a number", "endless", "exit", "secret"],
+)
+def test_an_adapter_that_ends_rudely_harms_only_its_own_crawl(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    folder = install_adapter(tmp_path / "plugin", "rude", "Rude", RUDE)
+    monkeypatch.syspath_prepend(folder)
+    fleet.declare("rude", adapter="rude", maxConcurrent=5, options={"how": how}, budgets={"retry": 0})
+    fleet.add_accounts("rude", [(user, {"token": "planted-secret"}) for user in range(1, 6)])
+    fleet.plan()
+    worker = fleet.start(slots=5, PYTHONPATH=folder)
+    assert worker.exit_code() == 0
+    assert fleet.count("ok") == 4
+    assert fleet.tasks()[1][0] == "dead"
+    assert "planted-secret" not in worker.text() + fleet.failures(1)[0][1]
 
 
 # Death.

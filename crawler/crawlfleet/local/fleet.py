@@ -166,11 +166,18 @@ def _tend_chrome(chrome: LocalChrome, *, is_needed: bool) -> None:
 def bury_strangers(conn: Connection, batch_id: int) -> None:
     """Bury the workers of an earlier run that are gone, for nobody was left to see them die.
 
-    Only for a database that this machine alone uses: its workers live here, or they went with an earlier boot.
+    Only for a database that this machine alone uses: its workers live here, or they went with an earlier boot. Those of
+    another container on it cannot be seen from here, and are left to their quarantine.
     """
     here = Process.this().pid_space
+    boot = here.partition("/")[0]
     for worker in batches.workers(conn, batch_id):
-        if worker.pid_space != here or not _is_worker(worker.pid):
+        gone = (
+            not _is_worker(worker.pid)
+            if worker.pid_space == here
+            else worker.pid_space.partition("/")[0] != boot
+        )
+        if gone:
             bury_worker(conn, batch_id, worker.pid_space, worker.pid)
 
 

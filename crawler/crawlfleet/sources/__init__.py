@@ -86,7 +86,7 @@ class Crawl(Protocol):
         """Sleep; ends the crawl at once if it has to stop meanwhile."""
 
     def spare_account(self, seconds: float) -> None:
-        """The shop asked for so long a pause, and this crawl needs no more: the account's next one begins later."""
+        """The shop wants no request of this account for so long: its next crawl begins later, however this one ends."""
 
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         """Send one request at the egress's pace. Keyword arguments as of `requests.request`.

@@ -19,7 +19,6 @@ from urllib.parse import urlencode
 
 import requests
 
-from crawlfleet import __version__
 from crawlfleet.errors import BadInput, Bug, CrawlEnded, Retry, Throttled
 from crawlfleet.sources import KST, Crawl, Credentials, Item
 from crawlfleet.sources.cafe24_limit import CallLimit
@@ -83,9 +82,11 @@ class Cafe24:
     def crawl(self, crawl: Crawl) -> Iterator[Item]:
         """The orders of the window, then all products. A record may come twice."""
         mall = Mall(crawl)
-        yield from _orders(mall, days_back(crawl.now(), self._days))
-        yield from _products(mall)
-        crawl.spare_account(mall.suspended_s())
+        try:
+            yield from _orders(mall, days_back(crawl.now(), self._days))
+            yield from _products(mall)
+        finally:
+            crawl.spare_account(mall.suspended_s())
 
 
 def _check_text(name: str, value: object) -> None:
@@ -268,7 +269,6 @@ class Mall:
             "Authorization": f"Bearer {access_token}",
             "Content-Type": "application/json",
             "X-Cafe24-Api-Version": API_VERSION,
-            "User-Agent": f"crawlfleet/{__version__}",
         }
         response = self._crawl.request("GET", url, params=params, headers=headers)
         self._limit.learn(response.headers, self._crawl.now().timestamp())
@@ -315,7 +315,6 @@ class Mall:
             self._base_url + TOKEN_PATH,
             auth=(credentials["client_id"], credentials["client_secret"]),
             data={"grant_type": "refresh_token", "refresh_token": credentials["refresh_token"]},
-            headers={"User-Agent": f"crawlfleet/{__version__}"},
         ) as response:
             now = self._crawl.now()
             self._limit.learn(response.headers, now.timestamp())

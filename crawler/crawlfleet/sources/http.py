@@ -20,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import ConnectionPool, HTTPConnectionPool
 
+from crawlfleet import __version__
 from crawlfleet.errors import Blocked, Bug, Retry
 
 CONNECT_S = 10.0
@@ -106,6 +107,7 @@ def open_session(connections: Connections, proxy: str | None) -> requests.Sessio
     """A session for one crawl. It ignores the environment's proxies: the egress is the only way out."""
     session = requests.Session()
     session.trust_env = False
+    session.headers["User-Agent"] = f"crawlfleet/{__version__}"
     adapter = _KnownConnectionsAdapter(connections)
     session.mount("http://", adapter)
     session.mount("https://", adapter)

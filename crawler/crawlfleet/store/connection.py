@@ -140,7 +140,7 @@ class Reconnecting:
 
 def is_refused_data(exc: psycopg.Error) -> bool:
     """Whether PostgreSQL refuses the data itself (a NUL, an oversized key): trying again will not help."""
-    return (exc.sqlstate or "")[:2] in ("22", "54")
+    return isinstance(exc, psycopg.DataError) or (exc.sqlstate or "")[:2] in ("22", "54")
 
 
 def first_line(exc: Exception) -> str:

@@ -150,7 +150,7 @@ class Chores:
 def housekeep(conn: Connection) -> Chores:
     """One round of all chores, each in its own transaction; those that another housekeeper is at are skipped."""
     banned = {"banned_after": BANNED_AFTER}
-    ticked = _chore(conn, _rows, "advance_tick", {})
+    ticked = _chore(conn, advance_tick)
     if ticked:
         conn.execute(sql("vacuum_permits"))
     rescued = _chore(conn, rescue)
@@ -171,6 +171,12 @@ def housekeep(conn: Connection) -> Chores:
     for (batch_id,) in conn.execute(sql("retired_batches")).fetchall():
         _chore(conn, delete_chunk, batch_id)
     return Chores(ticked > 0, rescued, promoted, closed)
+
+
+def advance_tick(conn: Connection) -> int:
+    """Advance the fleet's clock if it is time; 1 if it was."""
+    conn.execute(sql("undo_step_back"))
+    return _rows(conn, "advance_tick", {})
 
 
 def is_housekeeping_due(conn: Connection, interval_s: float) -> bool:

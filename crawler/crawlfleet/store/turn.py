@@ -99,8 +99,7 @@ def commit(conn: Connection, me: Identity, finished: Sequence[Finished], random:
     if not ours:
         return []
     _finish_tasks(conn, me, ours)
-    _learn_costs(conn, [f for f in ours if f.outcome.verdict is Verdict.OK])
-    _delay_accounts(conn, [f for f in ours if f.outcome.account_only and f.outcome.retry_after_s > 0])
+    _teach_tracks(conn, ours)
     _park_accounts(conn, [f for f in ours if f.outcome.verdict is Verdict.AUTH])
     _change_egresses(conn, ours, random)
     write_items(conn, [(f.lease, f.rows) for f in ours])
@@ -141,15 +140,12 @@ def _finish_tasks(conn: Connection, me: Identity, ours: Sequence[Finished]) -> N
     )
 
 
-def _learn_costs(conn: Connection, crawls: Sequence[Finished]) -> None:
-    if crawls:
-        conn.execute(sql("learn_costs"), _accounts(crawls) | {"costs": [f.cost_ms for f in crawls]})
-
-
-def _delay_accounts(conn: Connection, throttled: Sequence[Finished]) -> None:
-    if throttled:
-        waits = {"seconds": [f.outcome.retry_after_s for f in throttled]}
-        conn.execute(sql("delay_accounts"), _accounts(throttled) | waits)
+def _teach_tracks(conn: Connection, ours: Sequence[Finished]) -> None:
+    """What the crawls teach of their accounts: the cost of those that ended ok, and how long the shop wants to be left alone."""
+    costs = [f.cost_ms if f.outcome.verdict is Verdict.OK else None for f in ours]
+    waits = [f.outcome.account_wait_s or None for f in ours]
+    if any(costs) or any(waits):
+        conn.execute(sql("teach_tracks"), _accounts(ours) | {"costs": costs, "waits": waits})
 
 
 def _park_accounts(conn: Connection, refused: Sequence[Finished]) -> None:

@@ -42,7 +42,8 @@ left join egress e using (egress_id)
 where a.user_id = %(user)s order by s.name
 
 -- name: set_account_state
--- Only a person enables an account that was parked. Sorted, as everything that locks accounts.
+-- Only a person enables an account that was parked: then what is known of its last refresh counts no more. One under way
+-- is left alone. Sorted, as everything that locks accounts.
 with mine as materialized (
     select a.source_id, a.user_id, s.name
     from account a join source s using (source_id)
@@ -52,8 +53,8 @@ with mine as materialized (
 )
 update account a
 set state = %(state)s::account_state, reason = %(reason)s,
-    refresh_tries = case when %(state)s::account_state = 'ok' then 0 else a.refresh_tries end,
-    refresh_lease = case when %(state)s::account_state = 'ok' then null else a.refresh_lease end
+    refresh_tries = case when %(state)s::account_state = 'ok' and a.state = 'auth' then 0 else a.refresh_tries end,
+    refresh_lease = case when %(state)s::account_state = 'ok' and a.state = 'auth' then null else a.refresh_lease end
 from mine where a.source_id = mine.source_id and a.user_id = mine.user_id
 returning mine.name
 

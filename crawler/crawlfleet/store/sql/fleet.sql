@@ -48,12 +48,14 @@ from worker w join batch b using (batch_id) where w.worker_id = %(worker)s
 update worker set ended_at = now() where worker_id = %(worker)s and ended_at is null
 
 -- name: bury_worker
--- The parent saw this process die (its sockets are closed): its permits need no quarantine.
+-- The parent saw this process die (its sockets are closed): its permits need no quarantine. Waits for a turn that the
+-- server has not given up yet.
 update permit p set renewed_tick = f.tick - f.expire_ticks - f.quarantine_ticks
 from fleet f, (
     select h.egress_id, h.no from permit h join worker w using (worker_id)
     where w.batch_id = %(batch)s and w.pid_space = %(pid_space)s and w.pid = %(pid)s
-    for update of h skip locked
+    order by h.egress_id, h.no
+    for update of h
 ) dead
 where p.egress_id = dead.egress_id and p.no = dead.no
 
@@ -73,6 +75,17 @@ update fleet
 set tick = tick + (clock_timestamp() >= ticked_at)::int, ticked_at = clock_timestamp()
 where clock_timestamp() >= ticked_at + make_interval(secs => tick_ms / 1000.0) or clock_timestamp() < ticked_at
 returning tick
+
+-- name: undo_step_back
+-- The clock was set back: what is reserved and cooling at the egresses would last longer by as much.
+with mine as materialized (
+    select e.egress_id, f.ticked_at - clock_timestamp() as step
+    from egress e cross join fleet f where clock_timestamp() < f.ticked_at
+    order by e.egress_id
+    for no key update of e
+)
+update egress e set next_at = e.next_at - mine.step, cool_until = e.cool_until - mine.step
+from mine where e.egress_id = mine.egress_id
 
 -- name: vacuum_permits
 -- A few rows that are rewritten thousands of times a second: autovacuum comes too seldom. Outside a transaction.

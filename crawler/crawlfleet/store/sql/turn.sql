@@ -41,30 +41,26 @@ select * from unnest(
     %(reasons)s::text[], %(details)s::text[], %(snapshots)s::text[], %(pictures)s::bytea[]
 )
 
--- name: learn_costs
--- The moving average of what an account's crawl takes; the newest weighs 0.3. Sorted, as everything that locks tracks.
+-- name: teach_tracks
+-- The moving average of what an account's crawl takes (the newest weighs 0.3), and until when its shop wants no request,
+-- whatever batch asks next. One statement, sorted: whoever locks tracks does it in the order of their keys, and once.
 with seen as materialized (
-    select k.source_id, k.user_id, c.cost_ms
-    from unnest(%(sources)s::int[], %(users)s::bigint[], %(costs)s::int[]) as c (source_id, user_id, cost_ms)
+    select k.source_id, k.user_id, c.cost_ms, c.wait_s
+    from unnest(%(sources)s::int[], %(users)s::bigint[], %(costs)s::int[], %(waits)s::float8[])
+        as c (source_id, user_id, cost_ms, wait_s)
     join track k on k.source_id = c.source_id and k.user_id = c.user_id
+    where c.cost_ms is not null or c.wait_s is not null
     order by k.source_id, k.user_id
     for no key update of k
 )
 update track t
-set cost_ms = case when t.cost_ms is null then c.cost_ms else (0.7 * t.cost_ms + 0.3 * c.cost_ms)::int end
+set cost_ms = case
+        when c.cost_ms is null then t.cost_ms
+        when t.cost_ms is null then c.cost_ms
+        else (0.7 * t.cost_ms + 0.3 * c.cost_ms)::int
+    end,
+    not_before = case when c.wait_s is null then t.not_before else now() + make_interval(secs => c.wait_s) end
 from seen c where t.source_id = c.source_id and t.user_id = c.user_id
-
--- name: delay_accounts
--- The shop asked this account to wait, whatever batch asks next.
-with told as materialized (
-    select k.source_id, k.user_id, w.seconds
-    from unnest(%(sources)s::int[], %(users)s::bigint[], %(seconds)s::float8[]) as w (source_id, user_id, seconds)
-    join track k on k.source_id = w.source_id and k.user_id = w.user_id
-    order by k.source_id, k.user_id
-    for no key update of k
-)
-update track t set not_before = now() + make_interval(secs => told.seconds)
-from told where t.source_id = told.source_id and t.user_id = told.user_id
 
 -- name: park_accounts
 -- The shop refused these credentials: no crawl before they change. Sorted, since an import locks in the same order.
@@ -139,7 +135,8 @@ from batch_source b join egress e using (source_id)
 where b.batch_id = %(batch)s and b.source_id <> all(%(unable)s::smallint[])
 
 -- name: contenders
--- The live workers that may take at an egress of the batch, with what they hold there: their batch has ready work there.
+-- The live workers that may take at an egress of the batch, with what they hold there: their batch has ready work there,
+-- and of accounts that nobody crawls already.
 with held as materialized (
     select worker_id, egress_id, count(*) as permits from permit where lease_id is not null group by worker_id, egress_id
 ), taker as materialized (
@@ -155,6 +152,9 @@ with held as materialized (
     join egress e using (source_id)
     cross join lateral (
         select from task t where t.batch_id = b.batch_id and t.egress_id = e.egress_id and t.state = 'ready'
+            and not exists (
+                select from permit p where p.source_id = t.source_id and p.user_id = t.user_id and p.lease_id is not null
+            )
         order by t.rank, t.shard, t.task_no limit 1
     ) head
     where s.source_id in (select source_id from batch_source where batch_id = %(batch)s)
@@ -236,7 +236,10 @@ from filled left join lateral (
 -- name: read_back
 -- After a lost reply: the leases this registration really holds.
 select p.egress_id, p.no, p.lease_id, p.task_no, p.user_id, p.source_id, p.cut, a.credentials, a.generation,
-    a.state::text, a.reason, null::float8, t.retries, t.crashes, coalesce(extract(epoch from now() - t.throttled_since), 0)::float8 as throttled_s
+    a.state::text, a.reason, (
+        select extract(epoch from k.not_before - now())::float8 from track k
+        where k.source_id = p.source_id and k.user_id = p.user_id
+    ), t.retries, t.crashes, coalesce(extract(epoch from now() - t.throttled_since), 0)::float8 as throttled_s
 from permit p
 join task t on t.batch_id = p.batch_id and t.task_no = p.task_no
 left join account a on a.source_id = p.source_id and a.user_id = p.user_id
@@ -245,6 +248,7 @@ where p.worker_id = %(worker)s
 -- name: reserve
 -- One request's turn at the egress. Returns no row if the egress was cut since the crawl began, or cools down.
 update egress
-set next_at = greatest(next_at, clock_timestamp()) + make_interval(secs => gap_us / 1e6)
+set next_at = case when gap_us = 0 then clock_timestamp() else greatest(next_at, clock_timestamp()) end
+    + make_interval(secs => gap_us / 1e6)
 where egress_id = %(egress)s and cut = %(cut)s and cool_until <= clock_timestamp()
 returning extract(epoch from next_at - make_interval(secs => gap_us / 1e6) - clock_timestamp())::float8, gap_us / 1e6::float8
