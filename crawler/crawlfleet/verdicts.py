@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from crawlfleet.errors import Bug, CrawlEnded, Verdict
+from crawlfleet.errors import Bug, CrawlEnded, Throttled, Verdict
 
 RETRY_FIRST_S = 2.0
 RETRY_LONGEST_S = 300.0
