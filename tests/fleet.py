@@ -30,6 +30,11 @@ from builders import key_ring, scalar
 from crawlfleet import apply, planner
 from crawlfleet.accounts import Account
 from crawlfleet.credentials import account_context
+from crawlfleet.demo.ably.config import AblyConfig
+from crawlfleet.demo.ably.orders import Strategy
+from crawlfleet.demo.ably.sellers import demo_accounts as ably_accounts
+from crawlfleet.demo.ably.sellers import email, password
+from crawlfleet.demo.ably.shop import AblyShop
 from crawlfleet.demo.cafe24.config import Cafe24Config
 from crawlfleet.demo.cafe24.shop import Cafe24Shop
 from crawlfleet.demo.cafe24.tokens import demo_accounts, refresh_token
@@ -370,7 +375,7 @@ class _Watched(ShopServer[AnyShop], Generic[AnyShop]):
         super().stop()
 
     def gate(self, what: str, *, accounts: Sequence[str] = (), most: int = 1_000_000) -> Gate:
-        """Hold replies to that (`token`, `orders`, ...) of these accounts (of all), at most so many."""
+        """Hold replies to that of these accounts (of all), at most so many."""
         gate = Gate(lambda seen: seen.what == what and (not accounts or seen.account in accounts), most)
         self._gates.append(gate)
         return gate
@@ -386,7 +391,7 @@ class _Watched(ShopServer[AnyShop], Generic[AnyShop]):
 
 
 class WatchedShop(_Watched[Cafe24Shop]):
-    """The stand-in cafe24 in this process, with a request log and gates."""
+    """The stand-in cafe24 in this process, with a request log and gates (at `token`, `orders`, ...)."""
 
     def __init__(self, **config: Any) -> None:
         shop_config = Cafe24Config(**config)
@@ -410,3 +415,32 @@ class WatchedShop(_Watched[Cafe24Shop]):
     def truth(self, users: Iterable[int], days: int = 7) -> dict[int, dict[tuple[str, str], Any]]:
         """What a crawl of these users has to bring."""
         return {user_id: self.shop.expected_items(f"demo{user_id}", days) for user_id in users}
+
+
+class WatchedAblyShop(_Watched[AblyShop]):
+    """The stand-in ably in this process, with a request log and gates (at `login`, `orders`, `order_items`, ...)."""
+
+    def __init__(self, **config: Any) -> None:
+        shop_config = AblyConfig(**config)
+        super().__init__(AblyShop(shop_config))
+        accounts = ably_accounts(1000, shop_config, datetime.now(UTC))
+        self._credentials = {line["user_id"]: line["credentials"] for line in accounts}
+
+    @property
+    def base_url(self) -> str:
+        return self.url
+
+    def credentials(self, user_id: int) -> dict[str, Any]:
+        """What the seller `user_id` (`demo{user_id}`) was given: every tenth has a token only."""
+        return dict(self._credentials[user_id])
+
+    def new_password(self, user_id: int) -> dict[str, Any]:
+        """What the seller has after setting a new password: it is newer than all before."""
+        seller = f"demo{user_id}"
+        return {"email": email(seller), "password": password(self.shop.config, seller, generation=100)}
+
+    def truth(
+        self, users: Iterable[int], days: int = 7, strategy: Strategy = "http"
+    ) -> dict[int, dict[tuple[str, str], Any]]:
+        """What a crawl of these users has to bring by that strategy."""
+        return {user_id: self.shop.expected_items(f"demo{user_id}", days, strategy) for user_id in users}

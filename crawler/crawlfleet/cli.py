@@ -31,6 +31,9 @@ from crawlfleet.store.connection import unavailable
 Commands = Any
 """What argparse calls _SubParsersAction, which it does not export."""
 
+STAND_IN_PORTS = {"cafe24": 8024, "ably": 8025}
+"""The stand-in shops, and where they listen unless told otherwise."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors for people are one message on stderr."""
@@ -111,7 +114,7 @@ def _add_run(commands: Commands) -> None:
     )
     run.add_argument("--accounts", metavar="FILE", help="import these accounts first (JSONL or CSV)")
     run.add_argument(
-        "--shops", action="store_true", help="start the stand-in shop and import its sellers' accounts"
+        "--shops", action="store_true", help="start the stand-in shops and import their sellers' accounts"
     )
     run.add_argument(
         "-o",
@@ -187,13 +190,15 @@ def _add_pod(commands: Commands) -> None:
 
 
 def _add_shops(commands: Commands) -> None:
-    about = "serve the stand-in shop on loopback; writes its sellers' accounts to stdout"
+    about = "serve the stand-in shops on loopback; writes their sellers' accounts to stdout"
     shops = commands.add_parser("shops", help=about, description=about)
     shops.set_defaults(do="shops.serve_shops")
-    shops.add_argument("--port", type=_positive, default=8024, help="default: %(default)s")
+    for name, port in STAND_IN_PORTS.items():
+        shops.add_argument(f"--{name}-port", type=_positive, default=port, help="default: %(default)s")
+    shops.add_argument("--only", choices=list(STAND_IN_PORTS), help="serve this shop alone")
     shops.add_argument("--users", type=_number, default=100, help="sellers (default: %(default)s)")
     shops.add_argument(
-        "--cap", type=_number, default=0, help="count more malls at once as a violation (0: do not)"
+        "--cap", type=_number, default=0, help="count more accounts at once as a violation (0: do not)"
     )
     shops.add_argument(
         "--pace", type=float, default=0.0, help="count more requests a second as a violation (0: do not)"

@@ -477,10 +477,10 @@ def _fill(file: Path) -> None:
 def test_a_port_that_is_taken(bare_seat: Seat) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = bare_seat.do("shops", "--port", str(port))
+        done = bare_seat.do("shops", "--cafe24-port", str(port))
 
     assert done.returncode == 1
     assert (
-        f"cannot listen on port {port}: Address already in use; end what uses it or give --port"
+        f"cannot listen on port {port}: Address already in use; end what uses it or give --cafe24-port"
         in complaint(done)
     )

@@ -345,7 +345,7 @@ class TestTwoRuns:
     def test_with_one_shop_get_one_clear_error(self, seat: Seat) -> None:
         with ExitStack() as taken:
             port = free_port()
-            shop = seat.start("shops", "--port", str(port), "--users", "0")
+            shop = seat.start("shops", "--only", "cafe24", "--cafe24-port", str(port), "--users", "0")
             taken.callback(shop.process.terminate)
             shop.wait_for("stand-in shop")
 

@@ -521,6 +521,12 @@ def test_a_trap_may_be_set_for_one_seller(bench: Bench) -> None:
     assert [bench.orders(token=bench.token(seller=s)).status_code for s in ("demo1", "demo2")] == [200, 401]
 
 
+def test_a_login_meets_the_traps_of_who_logs_in(bench: Bench) -> None:
+    bench.log_in(seller="demo1")
+    bench.server.switch_account("demo2", wrong_password=True)
+    assert bench.log_in(seller="demo2").status_code == 401
+
+
 def test_a_trap_of_the_other_shop_is_unknown_here(bench: Bench) -> None:
     with pytest.raises(ValueError, match="unknown traps"):
         bench.server.switch(scope_removed=True)

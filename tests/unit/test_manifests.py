@@ -91,8 +91,11 @@ def test_the_sample_loads() -> None:
     spec = manifests.sources["cafe24"].spec
     assert (spec.adapter, spec.base_url) == ("cafe24", "http://127.0.0.1:8024/{mall_id}")
     assert (spec.max_concurrent, spec.requests_per_second, spec.options) == (20, 100.0, {"days": 7})
+    spec = manifests.sources["ably"].spec
+    assert (spec.adapter, spec.base_url) == ("ably", "http://127.0.0.1:8025")
+    assert (spec.max_concurrent, spec.requests_per_second, spec.options) == (10, 50.0, {"days": 7})
     (local,) = manifests.batches
-    assert (local.metadata.name, local.spec.sources) == ("local-batch", ("cafe24",))
+    assert (local.metadata.name, local.spec.sources) == ("local-batch", ("cafe24", "ably"))
     assert (local.spec.workers, local.spec.max_concurrent, local.spec.users.all) == (2, 20, True)
 
 

@@ -14,8 +14,8 @@ from crawlfleet.demo.violations import SEEN
 from crawlfleet.documents import load
 from crawlfleet.errors import INTERRUPTED, BadInput
 from crawlfleet.keys import check_keys
-from crawlfleet.local import shops
 from crawlfleet.local.run import Interrupt, LocalRun, exit_code, run_batches
+from crawlfleet.local.shops import Shop, running_shops
 from crawlfleet.local.view import say
 from crawlfleet.manifests import Manifests
 from crawlfleet.sources import Adapter
@@ -37,7 +37,8 @@ def run(arguments: Arguments) -> int:
             told.append(summed)
             if arguments.output == "json":
                 print(json.dumps(summed, ensure_ascii=False), flush=True)
-        _tell_counters(console, local.shop)
+        for shop in local.shops:
+            _tell_counters(console, shop)
     return INTERRUPTED if interrupt.count else exit_code(told)
 
 
@@ -63,13 +64,13 @@ def _start(
     with console.status("starting PostgreSQL") if console.is_terminal else nullcontext():
         url, postgres = started.enter_context(database(arguments))
     keys = key_ring(arguments)
-    shop = started.enter_context(shops.running_shop(manifests)) if arguments.shops else None
+    running = started.enter_context(running_shops(manifests)) if arguments.shops else ()
     with connect(url, "crawlfleet run") as conn:
         check_schema(conn)
         check_keys(conn, keys)
         apply.declare(conn, keys, manifests)
-        if shop is not None:
-            apply.import_accounts(conn, keys, shops.shop_accounts(shop.source))
+        for shop in running:
+            apply.import_accounts(conn, keys, shop.accounts())
         if arguments.accounts:
             import_file(conn, keys, arguments.accounts, adapters)
     return LocalRun(
@@ -78,7 +79,7 @@ def _start(
         arguments.state_dir / "logs",
         console,
         postgres,
-        shop,
+        running,
         command=lambda *words: command_line(arguments, *words),
         again=command_line(arguments, *_words(arguments)),
         workers=arguments.workers,
@@ -95,15 +96,19 @@ def _words(arguments: Arguments) -> list[str]:
     return words + (["--workers", str(arguments.workers)] if arguments.workers else [])
 
 
-def _tell_counters(console: Console, shop: shops.Shop | None) -> None:
-    counted = shop.counters() if shop else {}
+def _tell_counters(console: Console, shop: Shop) -> None:
+    counted = shop.counters()
     if counted is None:
-        say(console, "\nthe stand-in shop has ended before the batch: there are no politeness counters")
+        say(
+            console,
+            f"\n{shop.source}: the stand-in shop has ended before the batch:"
+            " there are no politeness counters",
+        )
     elif counted.get("requests"):
         requests, peak, violations = (counted[name] for name in ("requests", "peak_in_flight", "violations"))
         accused = (f"{name} {n}" for name, n in counted.items() if name not in (*SEEN, "violations"))
         say(
             console,
-            f"\nthe shop saw {requests} requests, at most {peak} at once, and {violations} violations:",
+            f"\n{shop.source}: the shop saw {requests} requests, at most {peak} at once, and {violations} violations:",
         )
         say(console, "  " + ", ".join(accused))

@@ -33,7 +33,9 @@ from crawlfleet.store.connection import Connection, connect, transaction
 LOOK_S = 0.25
 DRAINS = "running crawls to end (draining)"
 DRAINING = "draining: running crawls end, nothing new begins; Ctrl-C again stops at once"
-SHOP_DIED = "the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
+SHOP_DIED = (
+    "{}: the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
+)
 LOST = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable)
 
 Summary = dict[str, Any]
@@ -85,7 +87,7 @@ class LocalRun:
     log_dir: Path
     console: Console
     postgres: EmbeddedPostgres | None
-    shop: Shop | None
+    shops: Sequence[Shop]
     command: Callable[..., str]
     again: str
     workers: int | None = None
@@ -212,8 +214,9 @@ class _Watch:
         except LOST as exc:
             self._disconnect()
             self._revive(exc)
-        if self._run.shop and self._run.shop.has_died():
-            self._say_once("shop", SHOP_DIED)
+        for shop in self._run.shops:
+            if shop.has_died():
+                self._say_once(f"shop {shop.source}", SHOP_DIED.format(shop.source))
         if self._run.postgres and (full := self._run.postgres.full_disk()):
             self._say_once("disk", f"{full} Make room: the run waits for it.")
 

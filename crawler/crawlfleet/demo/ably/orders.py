@@ -48,8 +48,9 @@ GOODS = (
 OPTIONS = ("블랙 / FREE", "아이보리 / S", "소라 / M", "차콜 / L")
 STREETS = ("왕십리로", "테헤란로", "월드컵북로", "성수이로", "동일로")
 GOODS_NUMBERS = 60
-MOST_ORDERS = 90_000
-ADDED_MAX = VANISHED_MAX = 20
+MOVING_ORDER_NO = 90_000
+MOVED_MAX = 20
+"""So many orders come in at most, and so many vanish, while clients read."""
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 WORDS = {"start_date", "end_date", "page", "per_page", "date_type", "order"}
 
@@ -160,11 +161,11 @@ class OrderLists:
         """What happens to the list while a client reads on."""
         with self._lock:
             added = self._added.setdefault(seller, [])
-            if traps.moving_orders and len(added) < ADDED_MAX:
+            if traps.moving_orders and len(added) < MOVED_MAX:
                 at = self._now().astimezone(KST).replace(microsecond=0)
-                added.append(OrderItem(MOST_ORDERS + len(added), at))
+                added.append(OrderItem(MOVING_ORDER_NO + len(added), at))
             if traps.vanishing_orders:
-                self._vanished[seller] = min(self._vanished.get(seller, 0) + 1, VANISHED_MAX)
+                self._vanished[seller] = min(self._vanished.get(seller, 0) + 1, MOVED_MAX)
 
 
 def _days(parameters: Parameters) -> tuple[datetime, datetime]:

@@ -96,7 +96,7 @@ class AblyShop(Shop[AblyTraps]):
         self._sessions.end_all(seller)
 
     def visit(self, request: Request) -> Visit:
-        """The seller of the token, of the cookie, or who logs in."""
+        """The seller who logs in, of the token, or of the cookie."""
         what = WHATS.get(request.path, "")
         if request.path.startswith("/img/"):
             what = "image"
@@ -106,11 +106,10 @@ class AblyShop(Shop[AblyTraps]):
 
     def _sellers(self, request: Request) -> list[str]:
         """Everybody whom a request names."""
+        is_login = request.path == "/seller/login/"
+        who_logs_in = seller_of(_login_form(request)[0]) if is_login else ""
         sessions = [s for s in (self._bearer(request), self._cookie(request)) if s]
-        named = [session.seller for session in sessions]
-        if request.path == "/seller/login/":
-            named.append(seller_of(_login_form(request)[0]))
-        return [seller for seller in named if seller]
+        return [seller for seller in (who_logs_in, *(session.seller for session in sessions)) if seller]
 
     def _bearer(self, request: Request) -> Session | None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
