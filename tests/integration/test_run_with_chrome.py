@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -176,3 +177,32 @@ class TestSuddenDeath:
         assert time.monotonic() - began_s < 5
         assert not watch.survivors(timeout_s=0)
         assert not folders(seat)
+
+
+class TestDoctor:
+    def test_a_chrome_is_launched_for_a_moment(self, seat: Seat) -> None:
+        seat.ok(*noop_run(seat, users=1))
+
+        (line,) = [line for line in seat.ok("doctor").splitlines() if " chrome: " in line]
+
+        assert re.fullmatch(
+            r"ok   chrome: [\d.]+ with its chromedriver, ready in \d+\.\d s, \d+ MB, (in its|without a) sandbox.*",
+            line,
+        )
+        assert seat.processes() == {}
+        assert not folders(seat)
+
+    def test_one_that_cannot_run_is_no_fault_where_no_source_needs_it(self, seat: Seat) -> None:
+        seat.ok(*noop_run(seat, users=1))
+        seat.environment["CRAWLFLEET_CHROME"] = "/nowhere/chrome"
+
+        assert "ok   chrome: no source needs it (there is no program /nowhere/chrome" in seat.ok("doctor")
+
+    def test_one_that_cannot_run_is_a_fault_where_a_source_needs_it(self, seat: Seat) -> None:
+        seat.ok(*pages_run(seat, users=1))
+        seat.environment["CRAWLFLEET_CHROME"] = "/nowhere/chrome"
+
+        done = seat.do("doctor")
+
+        assert done.returncode == 1
+        assert "FAIL chrome: there is no program /nowhere/chrome" in done.stdout
