@@ -20,7 +20,6 @@ from crawlfleet import cgroup
 from crawlfleet.browser import home, preflight, processes
 from crawlfleet.browser.control import Control, listen
 from crawlfleet.browser.health import (
-    GRACE_S,
     Ending,
     Seen,
     Status,
@@ -89,7 +88,7 @@ class Supervisor:
                 wish = self._await()
         finally:
             if self._launch is not None:
-                self._launch.end(GRACE_S)
+                self._launch.end(patience_s=0)
             home.forget(self._folder)
 
     def _await(self) -> Wish | None:
@@ -156,7 +155,8 @@ class Supervisor:
         self._launch = None
         self._failures = failures_after(ending, seen.age_s, self._failures)
         self._again_at = self._clock() + pause_s(self._failures)
-        log.warning(
+        log.log(
+            logging.WARNING if ending.is_failure else logging.INFO,
             "chrome ended",
             extra={"generation": self.status.generation, "kind": ending.kind, "reason": ending.why},
         )
