@@ -2,10 +2,11 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
+HAS_KOREAN_FONT := fc-list :lang=ko | grep . || ls -d /usr/share/fonts/*/nanum /usr/share/fonts/*/noto/NotoSansCJK*
 HAS_POSTGRES := test -n "$$CRAWLFLEET_DATABASE_URL" || ls /usr/lib/postgresql/*/bin/initdb || test -x "$$(pg_config --bindir)/initdb"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps test-deps run test lint format lock bench bench-deps chaos clean
+.PHONY: help setup deps chrome-deps test-deps run test lint format lock bench bench-deps chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,13 +22,17 @@ setup: .venv/.installed ## install crawlfleet and its tools into .venv, if anyth
 deps: ## install the Debian packages that running needs (as root), or say which
 	@scripts/system-packages python3-venv '$(PYTHON) -c "import ensurepip"' postgresql '$(HAS_POSTGRES)'
 
+chrome-deps: ## the same for sources that need a browser
+	@scripts/system-packages chromium-headless-shell 'test -x "$$CRAWLFLEET_CHROME" || test -x /usr/lib/chromium/chromium-headless-shell' \
+	  chromium-driver 'test -x "$$CRAWLFLEET_CHROMEDRIVER" || command -v chromedriver' fonts-nanum '$(HAS_KOREAN_FONT)'
+
 test-deps: ## the same for the tests
 	@scripts/system-packages pgbouncer 'test -x /usr/sbin/pgbouncer'
 
-run: setup ## crawl the stand-in shops with a local fleet, to the end
+run: setup chrome-deps ## crawl the stand-in shops with a local fleet, to the end
 	$(BIN)/crawlfleet run --shops -f k8s/samples/local-batch.yaml
 
-test: setup test-deps ## run the tests
+test: setup test-deps chrome-deps ## run the tests
 	$(BIN)/pytest --ignore=tests/benchmarks --ignore=tests/chaos
 
 lint: setup ## check style, formatting, types and the direction of imports
@@ -54,7 +59,7 @@ bench: setup bench-deps ## measure, beside Celery and Redis: `make bench BENCH="
 bench-deps: ## the same for the benchmarks
 	@scripts/system-packages redis-server 'command -v redis-server'
 
-chaos: setup test-deps ## kill workers, browsers and databases, and count what is lost
+chaos: setup test-deps chrome-deps ## kill workers, browsers and databases, and count what is lost
 	$(BIN)/pytest -s tests/chaos
 
 clean: ## remove what the other targets made

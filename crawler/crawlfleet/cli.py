@@ -207,7 +207,7 @@ def _add_shops(commands: Commands) -> None:
 
 def _add_upkeep(commands: Commands) -> None:
     _add(commands, "migrate", "upkeep.migrate", "bring the database's schema up to date")
-    _add(commands, "doctor", "upkeep.doctor", "check database, schema, keys and sources")
+    _add(commands, "doctor", "upkeep.doctor", "check database, schema, keys, sources and Chrome")
     about = "print the CustomResourceDefinitions, as YAML"
     crds = commands.add_parser("crds", help=about, description=about)
     crds.set_defaults(do="upkeep.print_crds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -41,11 +42,22 @@ def start(open_dir: Path) -> Iterator[Callable[..., Supervised]]:
 
 
 @pytest.fixture
-def chrome(start: Callable[..., Supervised]) -> Supervised:
+def walls() -> dict[str, str]:
+    """What the supervisor finds around it."""
+    return {}
+
+
+@pytest.fixture
+def chrome(start: Callable[..., Supervised], walls: dict[str, str]) -> Supervised:
     """One to be hurt, ready."""
-    made = start()
+    made = start(**walls)
     made.ready()
     return made
+
+
+NO_SANDBOX = {"PATH": "/nowhere", "CRAWLFLEET_CHROMEDRIVER": shutil.which("chromedriver") or ""}
+"""Without the program `unshare` a sandbox cannot be tried, and is not used: the case of most containers."""
+in_both_walls = pytest.mark.parametrize("walls", [{}, NO_SANDBOX], ids=["sandbox", "no sandbox"])
 
 
 class TestReady:
@@ -118,6 +130,7 @@ def contexts(chrome: Supervised, at_least: int) -> int:
 
 
 class TestDeath:
+    @in_both_walls
     @pytest.mark.parametrize("program", ["chromium", "chromedriver"])
     def test_if_one_is_killed_both_start_afresh(self, chrome: Supervised, program: str) -> None:
         before, old = chrome.status(), chrome.watch()
@@ -153,6 +166,7 @@ class TestDeath:
         assert after["why"] == "it has not answered for 10 s"
         assert not old.survivors(timeout_s=0)
 
+    @in_both_walls
     def test_nothing_outlives_a_killed_supervisor(self, chrome: Supervised) -> None:
         chrome.cdp().page()
         watch = chrome.watch()
@@ -161,6 +175,7 @@ class TestDeath:
 
         assert not watch.survivors()
 
+    @in_both_walls
     def test_what_hangs_is_ended_by_the_next_supervisor_of_the_folder(self, chrome: Supervised) -> None:
         """A stopped child of Chrome does not notice that Chrome is gone. Generations go on."""
         chrome.cdp().page()
@@ -195,6 +210,7 @@ class TestEnd:
         assert time.monotonic() - began_s < END_S
         assert not watch.survivors(timeout_s=0)
 
+    @in_both_walls
     def test_a_chrome_that_hangs_ends_within_2_seconds_too(self, chrome: Supervised) -> None:
         for pid in chrome.descendants():
             os.kill(pid, signal.SIGSTOP)

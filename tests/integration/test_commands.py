@@ -390,8 +390,8 @@ class TestUpkeep:
     def test_doctor_finds_everything_well(self, crawled: Seat) -> None:
         said = crawled.ok("doctor").splitlines()
 
-        assert [line.split()[0] for line in said] == ["ok"] * 6
-        for what in ("keys:", "database: PostgreSQL", "schema:", "credentials:", "source cafe24:"):
+        assert [line.split()[0] for line in said] == ["ok"] * 7
+        for what in ("keys:", "database: PostgreSQL", "schema:", "credentials:", "source cafe24:", "chrome:"):
             assert any(what in line for line in said)
 
     def test_doctor_makes_no_key_ring(self, seat: Seat) -> None:
@@ -441,7 +441,7 @@ class TestUpkeep:
 COMMANDS = [
     "run", "accounts", "accounts import", "accounts list", "accounts show", "accounts enable", "accounts disable",
     "accounts purge", "status", "why", "results", "retry", "cancel", "drain", "worker", "shops", "migrate",
-    "doctor", "crds", "keys", "keys new", "keys rotate",
+    "doctor", "crds", "keys", "keys new", "keys rotate", "chrome",
 ]  # fmt: skip
 
 

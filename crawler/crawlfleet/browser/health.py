@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 LAUNCH_S = 20.0
 SILENT_S = 10.0
 GRACE_S = 1.0
-"""How long Chrome may take to end when it is asked to."""
+"""How long Chrome may take to end when it is recycled; nothing of it is kept."""
 STABLE_S = 60.0
 """A Chrome that lived so long was well: what failed before it is forgotten."""
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0

@@ -33,6 +33,7 @@ TAIL_LINES = 12
 ASK_S = 1.0
 FIRST_ASK_S = 0.05
 ANSWER_S = 5.0
+WEIGH_S = 2.0
 END_POLL_S = 0.01
 LAST_WORDS_S = 0.5
 GONE_S = 5.0
@@ -89,6 +90,8 @@ class Launch:
         self._clock = clock
         self._began_at = clock()
         self._launch_s: float | None = None
+        self._weigh_at = 0.0
+        self._memory_mb = 0.0
         self._programs: list[_Program] = []
         self._ended: list[_Program] = []
         self._pulses: list[_Pulse] = []
@@ -128,14 +131,21 @@ class Launch:
         heard_at = [pulse.heard_at for pulse in self._pulses if pulse.heard_at is not None]
         if self._launch_s is None and len(heard_at) == len(self._programs):
             self._launch_s = now - self._began_at
+            self._weigh_at = now
         return Seen(
             ended=" and ".join(program.ended() for program in self._ended),
             age_s=now - self._began_at,
             launch_s=self._launch_s,
             silent_s=now - min(heard_at, default=self._began_at),
-            memory_mb=_memory_mb(),
+            memory_mb=self._weigh(now),
             contexts=self._pulses[0].answer if self._pulses else 0,
         )
+
+    def _weigh(self, now: float) -> float:
+        """Not at each look: the kernel counts every page for it."""
+        if now >= self._weigh_at:
+            self._memory_mb, self._weigh_at = _memory_mb(), now + WEIGH_S
+        return self._memory_mb
 
     def _begin_to_ask(self) -> None:
         cdp, webdriver = self.addresses()

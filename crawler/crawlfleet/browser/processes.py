@@ -63,12 +63,15 @@ def descendants(pid: int) -> set[int]:
 
 
 def reap(but: Collection[int]) -> None:
-    """Wait for the adopted that have ended; `but` are children that somebody else waits for."""
-    me = os.getpid()
-    for process in everyone():
-        if process.parent == me and process.pid not in but:
-            with suppress(ChildProcessError):
-                os.waitpid(process.pid, os.WNOHANG)
+    """Wait for the adopted that have ended; `but` are children that somebody else waits for, and does so soon."""
+    with suppress(ChildProcessError):
+        while (ended := _first_ended()) and ended not in but:
+            os.waitpid(ended, 0)
+
+
+def _first_ended() -> int:
+    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return found.si_pid if found else 0
 
 
 def kill(pids: Collection[int]) -> None:

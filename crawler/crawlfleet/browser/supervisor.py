@@ -7,23 +7,19 @@ once a second. `control` serves the status and brings the wishes; how crawls use
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import queue
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from crawlfleet import cgroup
-from crawlfleet.browser import preflight, processes, remains
+from crawlfleet.browser import home, preflight, processes
 from crawlfleet.browser.control import Control, listen
 from crawlfleet.browser.health import (
-    GRACE_S,
     Ending,
     Seen,
     Status,
@@ -35,7 +31,7 @@ from crawlfleet.browser.health import (
 )
 from crawlfleet.browser.launch import Launch
 from crawlfleet.browser.preflight import Installation
-from crawlfleet.errors import BadConfiguration, ChromeUnusable
+from crawlfleet.errors import ChromeUnusable
 from crawlfleet.settings import ChromeSettings
 
 log = logging.getLogger(__name__)
@@ -83,7 +79,7 @@ class Supervisor:
     def run(self) -> None:
         """Until `stop`; nothing is left then. Raises ChromeUnusable."""
         try:
-            self.status = replace(self.status, generation=remains.clear(self._folder))
+            self.status = replace(self.status, generation=home.clear(self._folder))
             installation = preflight.inspect(self._settings)
             log.info("chrome found", extra={"version": installation.version, "sandbox": installation.sandbox})
             wish = None
@@ -92,8 +88,8 @@ class Supervisor:
                 wish = self._await()
         finally:
             if self._launch is not None:
-                self._launch.end(GRACE_S)
-            remains.forget(self._folder)
+                self._launch.end(patience_s=0)
+            home.forget(self._folder)
 
     def _await(self) -> Wish | None:
         """The next event, which may be a wish; or nothing for a while."""
@@ -118,13 +114,13 @@ class Supervisor:
     def _begin(self, installation: Installation) -> None:
         generation = self.status.generation + 1
         self.status = replace(self.status, generation=generation)
-        folder = self._folder / f"{remains.LAUNCH}{generation}"
+        folder = self._folder / f"{home.LAUNCH}{generation}"
         self._launch = Launch(installation, folder, wake=self.wake, clock=self._clock)
         try:
             self._launch.start()
         except OSError as exc:
             raise ChromeUnusable(f"Chrome cannot be started in {folder}: {exc.strerror}") from exc
-        remains.write_down(self._folder, generation, self._launch.sessions())
+        home.write_down(self._folder, generation, self._launch.sessions())
 
     def _publish(self, launch: Launch, seen: Seen) -> None:
         cdp, webdriver = launch.addresses()
@@ -159,7 +155,8 @@ class Supervisor:
         self._launch = None
         self._failures = failures_after(ending, seen.age_s, self._failures)
         self._again_at = self._clock() + pause_s(self._failures)
-        log.warning(
+        log.log(
+            logging.WARNING if ending.is_failure else logging.INFO,
             "chrome ended",
             extra={"generation": self.status.generation, "kind": ending.kind, "reason": ending.why},
         )
@@ -179,7 +176,7 @@ class Supervisor:
 def run_chrome(settings: ChromeSettings) -> int:
     """What `crawlfleet chrome` does: until SIGTERM or SIGINT."""
     processes.adopt_orphans()
-    with _claimed(settings.folder or temporary_folder()) as folder:
+    with home.claimed(settings.folder or home.temporary()) as folder:
         supervisor = Supervisor(settings, folder)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
@@ -191,38 +188,3 @@ def run_chrome(settings: ChromeSettings) -> int:
         finally:
             control.stop()
     return 0
-
-
-def temporary_folder() -> Path:
-    """A new folder that Chrome's account may pass through."""
-    folder = Path(tempfile.mkdtemp(prefix="crawlfleet-chrome-"))
-    folder.chmod(0o711)
-    return folder
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[Path]:
-    """Ours alone, since a supervisor ends what it finds of an earlier one. Removed at the end if it is empty."""
-    folder = folder.absolute()
-    handle = _lock(folder)
-    try:
-        yield folder
-    finally:
-        os.close(handle)
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def _lock(folder: Path) -> int:
-    """A handle on the folder, made if it is not there; it is locked until the handle is closed."""
-    try:
-        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        raise BadConfiguration(
-            f"CRAWLFLEET_CHROME_DIR: {folder} is used by another `crawlfleet chrome`; give each its own"
-        ) from exc
-    except OSError as exc:
-        raise BadConfiguration(f"CRAWLFLEET_CHROME_DIR: {folder} cannot be used: {exc.strerror}") from exc
-    return handle

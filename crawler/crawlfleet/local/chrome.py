@@ -17,7 +17,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from crawlfleet.browser.supervisor import temporary_folder
+from crawlfleet.browser import home
 from crawlfleet.errors import BadConfiguration, ChromeUnusable, CrawlfleetError
 from crawlfleet.local.child import spawn
 
@@ -39,7 +39,7 @@ class LocalChrome:
         self._log = log
         self._clock = clock
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._folder = temporary_folder()
+        self._folder = home.temporary()
         self._restarts = 0
         self._again_at: float | None = None
         self._ending = False

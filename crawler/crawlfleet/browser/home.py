@@ -1,25 +1,50 @@
-"""What a supervisor writes down of its launch, so that the next one of its folder can end what outlived it.
+"""The folder of a supervisor: claimed, and cleared of what an earlier one left.
 
 Chrome dies with its supervisor (`local/child.py`), and its children by themselves as soon as they notice. What hangs does
-not notice. Chrome's children write over their environment, so no mark in there would tell whose they are; but they keep
-the session of the program that was launched.
+not notice, so a supervisor writes down its launch for the next one of its folder. Chrome's children write over their
+environment: no mark in there would tell whose they are. But they keep the session of the program that was launched.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from crawlfleet.browser import processes
+from crawlfleet.errors import BadConfiguration
 
 LAUNCH = "launch-"
 NOTE = "launch.json"
 GONE_S = 5.0
 POLL_S = 0.01
+_OPEN_TO_PASS = 0o711  # for Chrome's account, whatever the umask
+
+
+def temporary() -> Path:
+    """A new folder."""
+    folder = Path(tempfile.mkdtemp(prefix="crawlfleet-chrome-"))
+    folder.chmod(_OPEN_TO_PASS)
+    return folder
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Ours alone, since a supervisor ends what it finds of an earlier one. Removed at the end if it is empty."""
+    folder = folder.absolute()
+    handle = _lock(folder)
+    try:
+        yield folder
+    finally:
+        os.close(handle)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def write_down(folder: Path, generation: int, sessions: Mapping[int, str]) -> None:
@@ -60,3 +85,20 @@ def _left(sessions: Mapping[int, str]) -> list[int]:
         for process in processes.everyone()
         if process.session in sessions and process.runs(sessions[process.session])
     ]
+
+
+def _lock(folder: Path) -> int:
+    """A handle on the folder, made if it is not there; it is locked until the handle is closed."""
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            folder.chmod(_OPEN_TO_PASS)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise BadConfiguration(
+            f"CRAWLFLEET_CHROME_DIR: {folder} is used by another `crawlfleet chrome`; give each its own"
+        ) from exc
+    except OSError as exc:
+        raise BadConfiguration(f"CRAWLFLEET_CHROME_DIR: {folder} cannot be used: {exc.strerror}") from exc
+    return handle
