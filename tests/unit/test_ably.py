@@ -193,19 +193,25 @@ def passes(*seen: tuple[list[str], int]) -> Any:
     return read_pass
 
 
-def test_what_slipped_between_two_pages_is_seen_by_the_next_pass() -> None:
-    rows = read_until_agreed(passes((["3", "1"], 2), (["3", "2", "1"], 2)))
-    assert sorted(rows) == ["1", "2", "3"]
-
-
-def test_what_is_gone_a_moment_later_is_kept() -> None:
-    rows = read_until_agreed(passes((["3", "2", "1"], 2), (["3", "1"], 2)))
-    assert sorted(rows) == ["1", "2", "3"]
-
-
-def test_an_equal_set_on_another_number_of_pages_is_no_agreement() -> None:
-    read_pass = passes((["1"], 3), (["1"], 2), (["1", "2"], 2))
-    assert sorted(read_until_agreed(read_pass)) == ["1", "2"]
+@pytest.mark.parametrize(
+    ("seen", "wanted"),
+    [
+        ([["3", "2", "1"], ["3", "2", "1"]], ["3", "2", "1"]),
+        ([["3", "2", "1"], ["4", "3", "2", "1"]], ["4", "3", "2", "1"]),
+        ([["3", "1"], ["3", "2", "1"], ["3", "2", "1"]], ["3", "2", "1"]),
+        ([["3", "2", "1"], ["3", "1"], ["3", "1"]], ["3", "1"]),
+        ([["3", "2"], ["3", "2", "1"], ["4", "3", "2", "1"]], ["4", "3", "2", "1"]),
+    ],
+    ids=[
+        "at rest",
+        "one came in",
+        "one had slipped between two pages",
+        "one went",
+        "one had slipped at the end",
+    ],
+)
+def test_passes_are_repeated_until_two_agree(seen: list[list[str]], wanted: list[str]) -> None:
+    assert list(read_until_agreed(passes(*[(rows, 2) for rows in seen]))) == wanted
 
 
 def test_a_list_that_never_rests_is_read_again_later() -> None:

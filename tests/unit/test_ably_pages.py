@@ -44,7 +44,7 @@ ROWS = {"1": {"sno": "1"}}
         (Facts(status=200, api_status=200, table=True, rows=ROWS), Sight.ORDERS),
         (Facts(status=200, api_status=200, table=True, empty=True), Sight.EMPTY),
         (Facts(status=200, api_status=500, home=True, load_error=True), Sight.FAILED),
-        (Facts(status=200, api_status=200, home=True, load_error=True), Sight.UNKNOWN),
+        (Facts(status=200, api_status=200, home=True, load_error=True), Sight.FAILED),
         (Facts(status=200, home=True), Sight.HOME),
         (Facts(status=200, text="Welcome"), Sight.UNKNOWN),
         (Facts(status=200, table=True), Sight.UNKNOWN),

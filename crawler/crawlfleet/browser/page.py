@@ -313,14 +313,14 @@ def _verdict(exc: Exception) -> CrawlEnded:
     if isinstance(exc, u3.ReadTimeoutError):
         COMMAND_TIMEOUTS.inc()
         return Crashed("DriverStuck", f"chromedriver did not answer within {COMMAND_S:.0f} s")
+    if isinstance(exc, WebDriverException) and ("navigation" in words or "unloaded" in words):
+        return Retry("PageLeft", "the page went elsewhere while it was read")
     if isinstance(exc, CdpLate | TimeoutException) and "renderer" not in words:
         COMMAND_TIMEOUTS.inc()
         return Retry("PageTimeout", f"the page took longer than {LOAD_S:.0f} s")
     if isinstance(exc, TimeoutException):
         COMMAND_TIMEOUTS.inc()
         return Retry("PageHangs", "the page did not answer: a script of it runs without end")
-    if isinstance(exc, JavascriptException) and ("navigation" in words or "unloaded" in words):
-        return Retry("PageLeft", "the page went elsewhere while it was read")
     if isinstance(exc, JavascriptException):
         return Bug("ScriptFailed", "a script on the page failed; the page is not as the adapter expects it")
     if "crash" in words:

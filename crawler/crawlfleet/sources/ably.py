@@ -16,6 +16,7 @@ from crawlfleet import __version__
 from crawlfleet.errors import AuthFailed, BadInput, Bug, CrawlEnded, Retry
 from crawlfleet.sources import KST, Crawl, Credentials, Item, Page
 from crawlfleet.sources.ably_pages import (
+    LEFT_LOGIN,
     LOOK,
     SETTLED,
     Facts,
@@ -80,7 +81,7 @@ class Ably:
             raise BadInput("ably: credentials must hold 'email' and 'password', or a 'token'")
 
     def crawl(self, crawl: Crawl) -> Iterator[Item]:
-        """The order items of the window. An item that was seen is yielded, even if it is gone a moment later."""
+        """The order items of the window."""
         for sno, row in self._read(crawl).items():
             yield Item("order_item", sno, row)
 
@@ -118,20 +119,24 @@ def _window(crawl: Crawl, days: int) -> dict[str, str]:
 
 
 def read_until_agreed(read_pass: Callable[[], tuple[Rows, int]]) -> Rows:
-    """Read all pages again until two passes saw the same items and page count; a single page is one glance.
+    """Read all pages again until two passes agree, and return the last; a single page is one glance.
 
-    Rows that come or go shift the others over the edges of pages meanwhile, where one pass steps over some. What any
-    pass saw is returned. Raises Retry if the list does not rest within PASSES.
+    Rows that go pull others over the edges of pages meanwhile, where a pass steps over them. So nothing of one pass may
+    be missing in the next, and what is new there has to stand at its head, where orders come in. Raises Retry if the
+    list does not rest within PASSES.
     """
-    seen: Rows = {}
-    before: tuple[set[str], int] | None = None
+    before: Rows | None = None
     for _ in range(PASSES):
         rows, pages = read_pass()
-        seen |= rows
-        if pages <= 1 or (set(rows), pages) == before:
-            return seen
-        before = set(rows), pages
+        if pages <= 1 or (before is not None and _agree(before, rows)):
+            return rows
+        before = rows
     raise Retry("ListMoved", f"the list of orders did not rest while it was read {PASSES} times")
+
+
+def _agree(before: Rows, after: Rows) -> bool:
+    """Whether `after` is `before`, perhaps with newer rows at its head. Both in the order of the list, newest first."""
+    return set(before) <= set(after) and set(list(after)[len(after) - len(before) :]) == set(before)
 
 
 class Admin:
@@ -160,7 +165,7 @@ class Admin:
         _need_password(self._crawl)
         facts = self._visit(self._paths.login)
         if not facts.login:
-            raise self._unknown(facts)
+            raise self._ending(facts)
         self._logged_in = True
         self._crawl.login(self._submit)
 
@@ -172,12 +177,12 @@ class Admin:
             ended.never_sent = True
             raise
         self._page.press(s.submit)
-        facts = self._look(_LEFT_LOGIN, LOGIN_S)
-        if refused := login_ending(classify(facts), facts):
+        facts = self._look(LEFT_LOGIN, LOGIN_S)
+        refused, token = login_ending(classify(facts), facts), self._page.cookie(COOKIE)
+        if isinstance(refused, AuthFailed):
             raise refused
-        token = self._page.cookie(COOKIE)
-        if not token:
-            raise Retry("LoginUnclear", f"the login succeeded, but set no cookie {COOKIE}")
+        if not token:  # with one the login has succeeded, whatever page came next
+            raise refused or Retry("LoginUnclear", f"the login set no cookie {COOKIE}")
         return credentials | {"token": token}
 
     def _read_pages(self) -> tuple[Rows, int]:
@@ -213,7 +218,7 @@ class Admin:
             return True
         if facts.login or facts.expired:
             return False
-        raise ending(classify(facts), facts) or self._unknown(facts)
+        raise self._ending(facts)
 
     def _turn_to(self, number: int) -> Facts:
         self._page.press(f'{self._selectors.pagination} [data-page="{number}"]')
@@ -223,10 +228,9 @@ class Admin:
         return self._orders(facts)
 
     def _orders(self, facts: Facts) -> Facts:
-        sight = classify(facts)
-        if sight in (Sight.ORDERS, Sight.EMPTY):
+        if classify(facts) in (Sight.ORDERS, Sight.EMPTY):
             return facts
-        raise ending(sight, facts) or self._unknown(facts)
+        raise self._ending(facts)
 
     def _visit(self, path: str, query: Mapping[str, str] | None = None, page_no: int = 0) -> Facts:
         self._page.go(urljoin(self._base, path) + (f"?{urlencode(query)}" if query else ""))
@@ -246,7 +250,10 @@ class Admin:
                     raise
         raise Retry("PageLeft", "the page goes from one address to the next without end")
 
-    def _unknown(self, facts: Facts) -> Bug:
+    def _ending(self, facts: Facts) -> CrawlEnded:
+        """The verdict of a page that is not what was asked for; one that nobody knows is kept."""
+        if known := ending(classify(facts), facts):
+            return known
         html, picture = self._page.likeness()
         what = f"{urlsplit(facts.url).path} is no page that the adapter knows (status {facts.status})"
         return Bug(
@@ -263,14 +270,9 @@ const type = (css, text) => {
 };
 type(arguments[0], arguments[1]);
 type(arguments[2], arguments[3]);
+window.crawlfleetSubmitted = true;
 """
 """By the native setter and with events, since the form's framework listens for these."""
-
-_LEFT_LOGIN = (
-    "const seen = (function () {" + LOOK + "}).apply(null, arguments);"
-    "return document.readyState !== 'loading' && (seen.login_error || !seen.login && (seen.home || seen.status >= 400"
-    " || seen.text || Object.keys(seen.rows).length || seen.empty)) ? seen : null;"
-)
 
 
 class Api:

@@ -71,7 +71,10 @@ class Selectors:
 
 @dataclass(frozen=True)
 class Facts:
-    """What LOOK sees of a page. `status` of the document, `api_status` of its last order request; 0: not known."""
+    """What LOOK sees of a page. `status` of the document, `api_status` of its last order request; 0: not known.
+
+    `submitted`: it is the very page where a password was typed.
+    """
 
     url: str = ""
     status: int = 0
@@ -88,11 +91,12 @@ class Facts:
     page: int = 0
     max_page: int = 0
     rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    submitted: bool = False
 
     @classmethod
     def of(cls, seen: Mapping[str, Any]) -> Facts:
-        """From what the script returned."""
-        return cls(**seen)
+        """From what the script returned; the rows keep their order."""
+        return cls(**{**seen, "rows": dict(seen["rows"])})
 
 
 LOOK = """
@@ -120,20 +124,14 @@ return {
     load_error: Boolean(find(s.load_error)),
     page: Number(drawn || (current ? current.dataset.page : 0)),
     max_page: pages ? Number(pages.dataset.maxPage) : 1,
-    rows: Object.fromEntries(rows.map(row => [
+    rows: rows.map(row => [
         row.dataset.sno, Object.fromEntries([...row.cells].map((cell, i) => [keys[i], cell.textContent.trim()])),
-    ])),
+    ]),
+    submitted: Boolean(window.crawlfleetSubmitted),
 };
 """
 """The page at one glance, with its rows; closes pop-ups first. Argument: the selectors, and `api_orders`."""
 
-SETTLED = (
-    "const seen = (function () {" + LOOK + "}).apply(null, arguments), wanted = arguments[1];"
-    "const listed = Object.keys(seen.rows).length ? !seen.page || seen.page === wanted : seen.empty || seen.load_error;"
-    "return document.readyState !== 'loading' && !seen.loading"
-    " && (seen.login || seen.expired || seen.status >= 400 || (wanted ? listed : seen.home)) ? seen : null;"
-)
-"""The same once the page has made up its mind; the second argument is the page of orders to wait for, 0 for another page."""
 
 _SECONDS = re.compile(r"(\d{1,5}) ?초")
 _WORDS = (
@@ -141,8 +139,25 @@ _WORDS = (
     (Sight.TWO_FACTOR, re.compile(r"2단계 인증|인증번호|two.factor|verification code", re.IGNORECASE)),
     (Sight.BANNED, re.compile(r"차단|비정상적인 접근|access.{0,40}(blocked|denied)", re.IGNORECASE)),
     (Sight.MAINTENANCE, re.compile(r"점검|maintenance", re.IGNORECASE)),
-    (Sight.RATE_LIMITED, re.compile(r"요청이 (너무 )?많|잠시 후 다시|too many requests", re.IGNORECASE)),
+    (Sight.RATE_LIMITED, re.compile(r"요청이 (너무 )?많|too many requests", re.IGNORECASE)),
 )
+
+_SEEN = "const seen = (function () {" + LOOK + "}).apply(null, arguments);"
+_DECIDED = (
+    "document.readyState !== 'loading' && !seen.loading && (seen.expired || seen.status >= 400"
+    f" || /{'|'.join(words.pattern for _, words in _WORDS)}/i.test(seen.text)"
+)
+SETTLED = (
+    _SEEN + "const wanted = arguments[1];"
+    "const listed = seen.rows.length ? !seen.page || seen.page === wanted : seen.empty || seen.load_error;"
+    "return " + _DECIDED + " || seen.login || (wanted ? listed : seen.home)) ? seen : null;"
+)
+"""LOOK, once the page has made up its mind; the second argument is the page of orders to wait for, 0 for another page."""
+LEFT_LOGIN = (
+    _SEEN + "return " + _DECIDED + " || seen.login_error || seen.load_error || (seen.login ? !seen.submitted"
+    " : seen.home || seen.rows.length || seen.empty)) ? seen : null;"
+)
+"""LOOK, once a login has led somewhere: to an error, inside, or to a login page again."""
 
 
 def classify(facts: Facts) -> Sight:
@@ -161,13 +176,13 @@ def classify(facts: Facts) -> Sight:
         return Sight.FAILED
     if facts.loading:
         return Sight.LOADING
+    if facts.load_error:
+        return Sight.FAILED
     if facts.api_status in (0, 200) and facts.rows:
         return Sight.ORDERS
     if facts.api_status in (0, 200) and facts.empty:
         return Sight.EMPTY
-    if facts.home and not facts.load_error:
-        return Sight.HOME
-    return _worded(facts, Sight.UNKNOWN)
+    return Sight.HOME if facts.home else _worded(facts, Sight.UNKNOWN)
 
 
 def _worded(facts: Facts, otherwise: Sight) -> Sight:
@@ -191,7 +206,7 @@ def ending(sight: Sight, facts: Facts) -> CrawlEnded | None:
         case Sight.TWO_FACTOR:
             return AuthFailed("TwoFactor", f"{at} asks for a second factor; the seller must log in by hand")
         case Sight.FAILED:
-            return Retry("ServerError", f"a server error on {at}")
+            return Retry("ServerError", f"the shop says that it could not show {at}")
         case Sight.LOADING:
             return Retry("TableTimeout", f"the table on {at} was not drawn in time")
     return None
