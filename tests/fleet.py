@@ -173,6 +173,12 @@ class Fleet:
         self.declare("cafe24", adapter="cafe24", **spec)
         self.add_accounts("cafe24", [(user_id, shop.credentials(user_id)) for user_id in range(1, users + 1)])
 
+    def ably(self, shop: WatchedAblyShop, *, users: Iterable[int] = (), **spec: Any) -> None:
+        """The source `ably` at that shop, with the accounts of these users."""
+        spec = {"maxConcurrent": 10, "baseURL": shop.base_url, **spec}
+        self.declare("ably", adapter="ably", **spec)
+        self.add_accounts("ably", [(user_id, shop.credentials(user_id)) for user_id in users])
+
     def add_accounts(self, source: str, accounts: Iterable[tuple[int, dict[str, Any]]]) -> None:
         """Paid accounts: (user id, credentials)."""
         lines = [Account(user_id, source, "paid", None, credentials) for user_id, credentials in accounts]

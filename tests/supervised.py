@@ -61,6 +61,11 @@ class Supervised:
                 pass_fds=[self._listener.fileno()],
             )
 
+    @property
+    def url(self) -> str:
+        """Its control port."""
+        return f"http://127.0.0.1:{self.port}"
+
     def start_again(self) -> None:
         """Another supervisor in the same folder, at the same port."""
         self.process.wait()

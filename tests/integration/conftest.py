@@ -1,12 +1,17 @@
-"""Connections to the test's own database, closed at its end."""
+"""Connections to the test's own database, and a Chrome for the tests of a module."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
+from supervised import Supervised, require_chrome, supervised
 
+from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.pool import Pool
 from crawlfleet.store.connection import Connection, connect
 
 
@@ -20,3 +25,21 @@ def connections(database_url: str) -> Iterator[Callable[[], Connection]]:
 @pytest.fixture
 def conn(connections: Callable[[], Connection]) -> Connection:
     return connections()
+
+
+@pytest.fixture(scope="module")
+def chrome(module_dir: Path) -> Iterator[Supervised]:
+    """A real, supervised Chrome."""
+    require_chrome()
+    with supervised(module_dir / "chrome") as chrome:
+        chrome.ready()
+        yield chrome
+
+
+@pytest.fixture
+def pool(chrome: Supervised) -> Iterator[Pool]:
+    """Its contexts, as a worker hands them out."""
+    pool = Pool(Chrome(chrome.url))
+    pool.start(threading.Event().wait)
+    yield pool
+    pool.close()

@@ -8,19 +8,18 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet import until
 from http_proxy import HttpProxy
 from scripted_shop import Reply, Request, ScriptedShop
-from supervised import Supervised, require_chrome, supervised
+from supervised import Supervised
 
 from crawlfleet.browser.chrome import Chrome
 from crawlfleet.browser.page import Page
-from crawlfleet.browser.pool import Pool
-from crawlfleet.errors import Blocked, Bug, Crashed, Interrupted, Retry
+from crawlfleet.browser.pool import UNUSABLE_S, Pool
+from crawlfleet.errors import Blocked, Bug, ChromeUnusable, Crashed, Interrupted, Retry
 from crawlfleet.sources.http import Connections
 
 Open = Callable[..., AbstractContextManager[Page]]
@@ -45,22 +44,6 @@ def _answer(request: Request) -> Reply:
     return Reply(200, PAGES.get(request.path, "").encode(), {"Content-Type": kind})
 
 
-@pytest.fixture(scope="module")
-def chrome(module_dir: Path) -> Iterator[Supervised]:
-    require_chrome()
-    with supervised(module_dir / "chrome") as chrome:
-        chrome.ready()
-        yield chrome
-
-
-@pytest.fixture
-def pool(chrome: Supervised) -> Iterator[Pool]:
-    pool = Pool(Chrome(f"http://127.0.0.1:{chrome.port}"))
-    pool.start(threading.Event().wait)
-    yield pool
-    pool.close()
-
-
 @pytest.fixture
 def site() -> Iterator[ScriptedShop]:
     with ScriptedShop(_answer) as site:
@@ -68,18 +51,18 @@ def site() -> Iterator[ScriptedShop]:
 
 
 @pytest.fixture
-def connections() -> Iterator[Connections]:
+def sockets() -> Iterator[Connections]:
     connections = Connections()
     yield connections
     connections.close()
 
 
 @pytest.fixture
-def open_page(pool: Pool, connections: Connections) -> Open:
-    """A page; it is never told to stop unless the test shuts `connections`."""
+def open_page(pool: Pool, sockets: Connections) -> Open:
+    """A page; it is never told to stop unless the test shuts `sockets`."""
 
     def open_page(proxy: str | None = None) -> AbstractContextManager[Page]:
-        return pool.page(proxy, connections, lambda: None, lambda: None)
+        return pool.page(proxy, sockets, lambda: None, lambda: None)
 
     return open_page
 
@@ -301,11 +284,11 @@ def test_a_hung_page_holds_up_nobody_else(open_page: Open, site: ScriptedShop) -
 
 
 def test_a_command_is_ended_from_outside(
-    chrome: Supervised, open_page: Open, connections: Connections, site: ScriptedShop
+    chrome: Supervised, open_page: Open, sockets: Connections, site: ScriptedShop
 ) -> None:
     with open_page() as page:
         page.go(site.url + "/hangs")
-        threading.Timer(0.2, connections.shut).start()
+        threading.Timer(0.2, sockets.shut).start()
         with pytest.raises(Crashed):
             page.read("return 1")
     until(lambda: contexts(chrome) == 0, "the contexts to be gone")
@@ -353,13 +336,13 @@ def test_while_there_is_no_browser_a_crawl_goes_back_uncharged(
 
 
 def test_after_so_many_crawls_chrome_is_started_afresh_once_the_last_one_has_ended(
-    chrome: Supervised, connections: Connections
+    chrome: Supervised, sockets: Connections
 ) -> None:
     before = chrome.ready()["generation"]
-    pool = Pool(Chrome(f"http://127.0.0.1:{chrome.port}"), recycle_jobs=2)
+    pool = Pool(Chrome(chrome.url), recycle_jobs=2)
     pool.start(threading.Event().wait)
-    with pool.page(None, connections, lambda: None, lambda: None):
-        with pool.page(None, connections, lambda: None, lambda: None):
+    with pool.page(None, sockets, lambda: None, lambda: None):
+        with pool.page(None, sockets, lambda: None, lambda: None):
             pass
         pool.tend()
         assert not pool.is_able
@@ -375,7 +358,20 @@ def test_a_worker_that_finds_a_used_chrome_starts_it_afresh(
 ) -> None:
     before = chrome.ready()["generation"]
     with open_page():
-        newcomer = Pool(Chrome(f"http://127.0.0.1:{chrome.port}"))
+        newcomer = Pool(Chrome(chrome.url))
         newcomer.start(threading.Event().wait)
         newcomer.close()
     assert chrome.ready()["generation"] == before + 1
+
+
+def test_a_worker_that_finds_no_chrome_says_where_it_looked() -> None:
+    passed_s = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal passed_s
+        passed_s += 10 * seconds
+
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ChromeUnusable, match=url):
+        Pool(Chrome(url), clock=lambda: passed_s).start(wait)
+    assert passed_s > UNUSABLE_S

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -245,8 +246,16 @@ class Page:
 
     def settle(self, script: str, *arguments: Any, within_s: float) -> Any:
         self._check()
+        began = time.monotonic()
         with verdicts(self._check):
-            return self.driver.execute_async_script(_SETTLE, script, list(arguments), round(within_s * 1000))
+            try:
+                return self.driver.execute_async_script(
+                    _SETTLE, script, list(arguments), round(within_s * 1000)
+                )
+            except TimeoutException:  # chromedriver says so, at once, of a script whose page has gone
+                if time.monotonic() - began < within_s:
+                    raise Retry("PageLeft", "the page went elsewhere while it was read") from None
+                raise
 
     def set_cookie(self, url: str, name: str, value: str) -> None:
         with verdicts(self._check):
@@ -313,8 +322,6 @@ def _verdict(exc: Exception) -> CrawlEnded:
     if isinstance(exc, u3.ReadTimeoutError):
         COMMAND_TIMEOUTS.inc()
         return Crashed("DriverStuck", f"chromedriver did not answer within {COMMAND_S:.0f} s")
-    if isinstance(exc, WebDriverException) and ("navigation" in words or "unloaded" in words):
-        return Retry("PageLeft", "the page went elsewhere while it was read")
     if isinstance(exc, CdpLate | TimeoutException) and "renderer" not in words:
         COMMAND_TIMEOUTS.inc()
         return Retry("PageTimeout", f"the page took longer than {LOAD_S:.0f} s")

@@ -35,7 +35,7 @@ RECYCLE_JOBS = 200
 RECYCLE_AGE_S = 3600.0
 FULL = 0.8
 """Above this part of its limit Chrome's memory is full."""
-UNUSABLE_S = 90.0
+UNUSABLE_S = 60.0
 AGAIN_S = 1.0
 
 

@@ -1,0 +1,341 @@
+"""Ably's adapter on the stand-in seller admin, with a real Chrome: first one crawl, then real workers.
+
+The shop's counters judge how passwords were treated; its truth is what a crawl has to bring.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser_crawl import BrowserCrawl
+from fleet import CALM, HASTY, Fleet, WatchedAblyShop, WorkerProcess, until
+from supervised import Supervised
+
+from crawlfleet.browser.pool import Pool
+from crawlfleet.cli import main
+from crawlfleet.demo.ably.orders import Strategy
+from crawlfleet.errors import AuthFailed, Blocked, Bug, Crashed, CrawlEnded, Retry, Throttled
+from crawlfleet.sources.ably import Ably
+
+USER, TOKEN_USER = 3, 10
+
+
+@pytest.fixture
+def shop() -> Iterator[WatchedAblyShop]:
+    with WatchedAblyShop(draw_delay_s=0.1) as shop:
+        yield shop
+
+
+@pytest.fixture
+def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(database_url, tmp_path, CALM) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def hasty(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(database_url, tmp_path, HASTY) as fleet:
+        yield fleet
+
+
+# One crawl.
+
+
+class Seller:
+    """Crawls of one seller in this process, each in a page of its own; a session that was won is kept."""
+
+    def __init__(self, pool: Pool, shop: WatchedAblyShop, user_id: int = USER) -> None:
+        self._pool = pool
+        self._shop = shop
+        self._user_id = user_id
+        self.credentials = shop.credentials(user_id)
+
+    def read(self, strategy: Strategy = "dom", **options: Any) -> dict[tuple[str, str], Any]:
+        crawl = BrowserCrawl(self._pool, self._shop.base_url, self.credentials)
+        try:
+            items = list(Ably({"strategy": strategy, **options}).crawl(crawl))
+        finally:
+            self.credentials = crawl.credentials
+            crawl.close()
+        assert len({item.external_id for item in items}) == len(items), "an order item came twice"
+        return {(item.kind, item.external_id): dict(item.body) for item in items}
+
+    def ending(self, strategy: Strategy = "dom", **options: Any) -> CrawlEnded:
+        with pytest.raises(CrawlEnded) as raised:
+            self.read(strategy, **options)
+        return raised.value
+
+    def truth(self, strategy: Strategy = "dom") -> dict[tuple[str, str], Any]:
+        return self._shop.truth([self._user_id], strategy=strategy)[self._user_id]
+
+
+@pytest.fixture
+def seller(pool: Pool, shop: WatchedAblyShop) -> Seller:
+    return Seller(pool, shop)
+
+
+BOTH = pytest.mark.parametrize("strategy", ["dom", "http"])
+
+
+@BOTH
+def test_all_pages_are_read(seller: Seller, shop: WatchedAblyShop, strategy: Strategy) -> None:
+    assert seller.read(strategy) == seller.truth(strategy)
+    assert shop.violations() == {}
+
+
+@BOTH
+def test_a_session_is_used_until_the_shop_ends_it(
+    seller: Seller, shop: WatchedAblyShop, strategy: Strategy
+) -> None:
+    for _ in range(2):
+        seller.read(strategy)
+    assert len(shop.seen("login")) == 1
+    shop.shop.end_sessions(f"demo{USER}")
+    assert seller.read(strategy) == seller.truth(strategy)
+    assert len(shop.seen("login")) == 2
+    assert shop.violations() == {}
+
+
+@BOTH
+def test_a_seller_with_a_token_only_needs_no_login(
+    pool: Pool, shop: WatchedAblyShop, strategy: Strategy
+) -> None:
+    seller = Seller(pool, shop, TOKEN_USER)
+    assert seller.read(strategy) == seller.truth(strategy)
+    assert shop.seen("login page") == []
+    shop.shop.end_sessions(f"demo{TOKEN_USER}")
+    ended = seller.ending(strategy)
+    assert isinstance(ended, AuthFailed)
+    assert ended.reason == "SessionExpired"
+
+
+@BOTH
+def test_an_empty_shop_is_empty(pool: Pool, strategy: Strategy) -> None:
+    with WatchedAblyShop(orders_per_seller=0) as shop:
+        assert Seller(pool, shop).read(strategy) == {}
+        assert shop.violations() == {}
+
+
+@pytest.mark.parametrize(
+    "trap", [{"popup": True}, {"alert": True}, {"slow_table_s": 2}, {"huge_page_bytes": 100_000_000}], ids=str
+)
+def test_a_page_in_a_state_is_read_all_the_same(
+    seller: Seller, shop: WatchedAblyShop, trap: dict[str, Any]
+) -> None:
+    shop.shop.switches.switch({"all": trap})
+    assert seller.read() == seller.truth()
+
+
+@BOTH
+def test_orders_that_come_in_meanwhile_hide_none(
+    seller: Seller, shop: WatchedAblyShop, strategy: Strategy
+) -> None:
+    shop.shop.switches.switch({"all": {"moving_orders": True}})
+    truth = seller.truth(strategy)
+    seen = seller.read(strategy)
+    assert {key: seen.get(key) for key in truth} == truth
+
+
+@BOTH
+def test_orders_that_vanish_meanwhile_hide_none_in_the_end(
+    seller: Seller, shop: WatchedAblyShop, strategy: Strategy
+) -> None:
+    """The list moves with every page, until twenty have gone: such a crawl is given up, and a later one is complete."""
+    shop.shop.switches.switch({"all": {"vanishing_orders": True}})
+    for _ in range(5):
+        with suppress(Retry):
+            seen = seller.read(strategy)
+            break
+    truth = seller.truth(strategy)
+    assert {key: seen.get(key) for key in truth} == truth
+
+
+@pytest.mark.parametrize(
+    ("strategy", "trap", "verdict", "reason"),
+    [
+        ("dom", "wall_302", Retry, "LoggedOut"),
+        ("dom", "wall_200", Retry, "LoggedOut"),
+        ("dom", "api_401", Retry, "LoggedOut"),
+        ("dom", "silent_logout", Retry, "LoggedOut"),
+        ("dom", "revoke_mid_job", Retry, "LoggedOut"),
+        ("dom", "maintenance", Throttled, "Maintenance"),
+        ("dom", "maintenance_200", Throttled, "Maintenance"),
+        ("dom", "always_429", Throttled, "TooManyRequests"),
+        ("dom", "error_in_200", Retry, "ServerError"),
+        ("dom", "html_200", Retry, "ServerError"),
+        ("dom", "empty_body", Retry, "ServerError"),
+        ("dom", "unknown_reply", Retry, "ServerError"),
+        ("dom", "download", Bug, "NoPage"),
+        ("dom", "endless_redirect", Retry, "Redirected"),
+        ("dom", "crash_renderer", Crashed, "TabCrashed"),
+        ("http", "api_401", Retry, "LoggedOut"),
+        ("http", "silent_logout", Retry, "LoggedOut"),
+        ("http", "always_429", Throttled, "TooManyRequests"),
+        ("http", "error_in_200", Bug, "UnexpectedReply"),
+        ("http", "html_200", Retry, "LoggedOut"),
+        ("http", "empty_body", Bug, "UnexpectedReply"),
+        ("http", "unknown_reply", Bug, "UnexpectedReply"),
+    ],
+)
+def test_what_is_no_list_of_orders_is_never_an_empty_one(
+    seller: Seller,
+    shop: WatchedAblyShop,
+    strategy: Strategy,
+    trap: str,
+    verdict: type[CrawlEnded],
+    reason: str,
+) -> None:
+    shop.shop.switches.switch({"all": {trap: True}})
+    ended = seller.ending(strategy)
+    assert (type(ended), ended.reason) == (verdict, reason)
+    assert shop.violations().keys() <= {"before_retry_after"}
+
+
+@BOTH
+def test_a_ban_page_blocks_the_egress(seller: Seller, shop: WatchedAblyShop, strategy: Strategy) -> None:
+    shop.shop.switches.switch({"all": {"ban_s": 60.0}})
+    ended = seller.ending(strategy)
+    assert isinstance(ended, Blocked)
+    assert shop.seen("login") == []
+
+
+@pytest.mark.parametrize(
+    ("trap", "reason"),
+    [("wrong_password", "LoginRefused"), ("captcha", "Captcha"), ("two_factor", "TwoFactor")],
+)
+@BOTH
+def test_a_login_that_needs_a_person_parks_the_account(
+    seller: Seller, shop: WatchedAblyShop, strategy: Strategy, trap: str, reason: str
+) -> None:
+    shop.shop.switches.switch({"all": {trap: True}})
+    ended = seller.ending(strategy)
+    assert (type(ended), ended.reason) == (AuthFailed, reason)
+    assert len(shop.seen("login")) == 1
+    assert shop.violations() == {}
+
+
+def test_an_unknown_page_is_kept_without_its_words(seller: Seller, shop: WatchedAblyShop) -> None:
+    shop.shop.switches.switch({"all": {"unknown_page": True}})
+    ended = seller.ending()
+    assert isinstance(ended, Bug)
+    assert ended.reason == "UnknownPage"
+    assert ended.snapshot is not None
+    assert "<h1>" in ended.snapshot
+    assert ended.picture is not None
+    assert ended.picture.startswith(b"\xff\xd8")
+
+
+def test_wrong_selectors_are_told_as_such(seller: Seller) -> None:
+    ended = seller.ending(selectors={"email": "input[name=mail]"})
+    assert isinstance(ended, Bug)
+    assert "options.selectors" in ended.detail
+
+
+# Real workers.
+
+
+@pytest.fixture
+def chrome_url(chrome: Supervised) -> str:
+    chrome.ready()
+    return chrome.url
+
+
+def start(fleet: Fleet, chrome_url: str, *, drain_s: int = 120) -> WorkerProcess:
+    return fleet.start(CRAWLFLEET_CHROME_URL=chrome_url, CRAWLFLEET_DRAIN_SECONDS=str(drain_s))
+
+
+@BOTH
+def test_a_fleet_brings_the_truth_of_every_seller(
+    fleet: Fleet, shop: WatchedAblyShop, chrome_url: str, strategy: Strategy
+) -> None:
+    users = range(1, 13)
+    fleet.ably(shop, users=users, maxConcurrent=5, options={"strategy": strategy})
+    fleet.plan()
+    worker = start(fleet, chrome_url)
+    assert worker.exit_code() == 0, worker.text()[-3000:]
+    assert set(fleet.tasks().values()) == {("ok", "ok")}
+    assert fleet.items() == shop.truth(users, strategy=strategy)
+    assert shop.violations() == {}
+    assert shop.shop.witness.counters().as_dict()["images"] == 0
+
+
+STEPS = {"login page": "ok", "login": "dead", "dashboard": "dead", "orders": "ok", "order_items": "ok"}
+"""Where a worker is killed → what becomes of the account: only while its password may be on its way nobody can know."""
+
+
+def test_a_worker_killed_at_any_step_of_a_login_never_submits_a_password_again(
+    hasty: Fleet, shop: WatchedAblyShop, chrome_url: str
+) -> None:
+    users = dict(enumerate(STEPS, 1))
+    hasty.ably(shop, users=users)
+    hasty.plan()
+    gates = [
+        shop.gate(step, accounts=[f"demo{user}"], most=1)
+        for user, step in users.items()
+        if step != "login page"
+    ]
+    gates.append(shop.gate("login page", accounts=[""], most=1))
+    first = start(hasty, chrome_url)
+    for gate in gates:
+        gate.wait()
+    first.kill()
+    for gate in gates:
+        gate.open()
+    second = start(hasty, chrome_url)
+    assert second.exit_code(150) == 0, second.text()[-3000:]
+    assert {name: count for name, count in shop.violations().items() if "password" in name} == {}
+    states = {users[user]: state for user, (state, _) in hasty.tasks().items()}
+    assert states == STEPS
+    assert hasty.all_failures() == {("crashed", "WorkerLost"), ("auth", "LoginInterrupted")}
+
+
+def test_a_login_that_is_drained_out_is_finished_first(
+    fleet: Fleet, shop: WatchedAblyShop, chrome_url: str
+) -> None:
+    fleet.ably(shop, users=[USER])
+    fleet.plan()
+    gate = shop.gate("login", most=1)
+    worker = start(fleet, chrome_url, drain_s=1)
+    gate.wait()
+    worker.send(signal.SIGTERM)
+    until(lambda: fleet.scalar("select unable <> '{}' from worker"), "the drain to be told")
+    gate.open()
+    assert worker.exit_code() == 75
+    assert "token" in fleet.credentials(USER, "ably")
+    assert fleet.scalar("select state::text from account") == "ok"
+
+
+def test_a_page_that_hangs_ends_at_its_deadline_and_others_go_on(
+    fleet: Fleet, shop: WatchedAblyShop, chrome_url: str
+) -> None:
+    shop.switch_account(f"demo{USER}", hang=True)
+    fleet.ably(shop, users=range(1, 6), jobTimeoutSeconds=10, budgets={"retry": 0})
+    fleet.plan()
+    began = time.monotonic()
+    worker = start(fleet, chrome_url)
+    assert worker.exit_code() == 0, worker.text()[-3000:]
+    assert fleet.tasks() == {u: ("dead", "retry") if u == USER else ("ok", "ok") for u in range(1, 6)}
+    [hung] = [event for event in worker.events("crawled") if event["user_id"] == USER]
+    assert hung["ms"] < 15_000
+    assert time.monotonic() - began < 60
+
+
+def test_why_writes_the_kept_page_into_a_folder(
+    fleet: Fleet, shop: WatchedAblyShop, chrome_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.shop.switches.switch({"all": {"unknown_page": True}})
+    fleet.ably(shop, users=[USER])
+    fleet.plan()
+    assert start(fleet, chrome_url).exit_code() == 0
+    assert main(["why", str(USER), "--database-url", fleet.url]) == 0
+    assert "--save DIR" in capsys.readouterr().out
+    assert main(["why", str(USER), "--database-url", fleet.url, "--save", str(tmp_path / "pages")]) == 0
+    files = sorted(path.suffix for path in (tmp_path / "pages").iterdir())
+    assert files == [".html", ".jpg"]
+    assert str(tmp_path / "pages") in capsys.readouterr().out
