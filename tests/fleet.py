@@ -68,11 +68,11 @@ def until(condition: Callable[[], Found | None], what: str, timeout_s: float = P
 
 
 class WorkerProcess:
-    """One `crawlfleet worker`, logging JSON to a file."""
+    """One `crawlfleet worker`, or what `program` makes of it, logging JSON to a file."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, program: str | None = None) -> None:
         self.log = log
-        command = [sys.executable, "-m", "crawlfleet", "worker"]
+        command = [sys.executable, *(["-c", program] if program else ["-m", "crawlfleet", "worker"])]
         with log.open("wb") as output:
             self._process = spawn(command, death_signal=signal.SIGKILL, env=environment, stdout=output)
         self.pid = self._process.pid
@@ -207,11 +207,13 @@ class Fleet:
         }
         return {name: value for name, value in (ours | changes).items() if value is not None}
 
-    def start(self, worker_id: int = 0, *, slots: int = 10, **changes: str | None) -> WorkerProcess:
-        """Start a worker; `changes` are to its environment."""
+    def start(
+        self, worker_id: int = 0, *, slots: int = 10, program: str | None = None, **changes: str | None
+    ) -> WorkerProcess:
+        """Start a worker; `changes` are to its environment, `program` is Python that ends in `crawlfleet worker`."""
         changes = {"WORKER_ID": str(worker_id), "MAX_CONCURRENT": str(slots), **changes}
         log = self.folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(WorkerProcess(self.environment(**changes), log))
+        self.workers.append(WorkerProcess(self.environment(**changes), log, program))
         return self.workers[-1]
 
     def run(self, workers: int = 1, *, slots: int = 10, timeout_s: float = PATIENCE_S) -> None:

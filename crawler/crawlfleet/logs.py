@@ -16,6 +16,7 @@ def set_up(*, as_json: bool, level: int = logging.INFO) -> None:
     handler.setFormatter(_Json() if as_json else _Text())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # each failed attempt; ours says it once
+    logging.getLogger("websockets").setLevel(logging.WARNING)  # each connection of each page
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

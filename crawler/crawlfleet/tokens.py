@@ -172,7 +172,7 @@ class Tokens:
 
     def _outwait(self, stored: Stored, wait: Callable[[float], None]) -> Stored:
         """An intent of a lease that is gone is open: its POST may still be under way in a paused process."""
-        waited_s = 0.0
+        waited_s = stored.since_s
         while waited_s < POST_S and stored.refresh_lease and stored.generation == self.generation:
             wait(STORE_AGAIN_S)
             waited_s += STORE_AGAIN_S

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import CalledProcessError
 
+import browser
 import clean_clone
 import even_load
 import machine
@@ -39,6 +40,7 @@ CASES: dict[str, Callable[[Rig], list[Figure]]] = {
     "makespan": makespan.measure,
     "even-load": even_load.measure,
     "memory": memory.measure,
+    "browser": browser.measure,
 }
 NOT_MEASURED = (CrawlfleetError, RuntimeError, CalledProcessError, psycopg.Error)
 

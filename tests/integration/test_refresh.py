@@ -138,6 +138,15 @@ def test_a_death_after_the_intent_costs_a_wait_and_no_token(seller: Seller) -> N
     assert seller.waited_s == POST_S
 
 
+def test_an_intent_that_is_old_enough_is_not_waited_for(seller: Seller, fleet: Fleet) -> None:
+    """Whoever is rescued by ticks has been silent for longer than any POST."""
+    with pytest.raises(Died):
+        seller.crawl().refresh(seller.die, seller.wait)
+    fleet.conn.execute("update fleet set tick = tick + 2 + %s / (tick_ms / 1000.0)", (POST_S,))
+    seller.crawl().refresh(seller.post, seller.wait)
+    assert (seller.stored(), seller.waited_s) == (("t1", 1), 0)
+
+
 def test_a_death_before_the_store_ends_auth_after_one_more_try(seller: Seller) -> None:
     with pytest.raises(Died):
         seller.crawl().refresh(seller.post_and_die, seller.wait)

@@ -26,12 +26,16 @@ class SealedAccount:
 
 
 class Stored(NamedTuple):
-    """The credentials of an account as they stand now, and what is known of a refresh under way."""
+    """The credentials of an account as they stand now, and what is known of a refresh under way.
+
+    `refresh_lease`: who has an intent open, since at least `since_s` (both mean nothing otherwise).
+    """
 
     credentials: bytes
     generation: int
     refresh_tries: int
     refresh_lease: int | None
+    since_s: float
 
 
 class Sealed(NamedTuple):

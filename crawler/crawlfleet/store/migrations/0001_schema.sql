@@ -105,6 +105,7 @@ create table account (
     generation integer not null default 0,
     refresh_tries smallint not null default 0,
     refresh_lease bigint,
+    refresh_tick bigint,
     primary key (source_id, user_id)
 );
 

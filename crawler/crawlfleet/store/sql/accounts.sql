@@ -85,13 +85,16 @@ from task t where t.user_id = %(user)s and t.batch_id = f.batch_id and t.task_no
 select exists (select from permit where user_id = %(user)s)
 
 -- name: read_credentials
-select credentials, generation, refresh_tries, refresh_lease from account where source_id = %(source)s and user_id = %(user)s
+-- With the seconds that an open intent is old at least: ticks may be late, never early.
+select a.credentials, a.generation, a.refresh_tries, a.refresh_lease,
+    greatest(0, f.tick - a.refresh_tick - 1) * f.tick_ms / 1000.0::float8
+from account a cross join fleet f where a.source_id = %(source)s and a.user_id = %(user)s
 
 -- name: intend_refresh
 -- Step 1 of the refresh protocol: nobody sends this generation's token before this is committed.
 -- `tries` is what the caller saw: of two that want it only one is answered.
 update account
-set refresh_tries = refresh_tries + 1, refresh_lease = %(lease)s
+set refresh_tries = refresh_tries + 1, refresh_lease = %(lease)s, refresh_tick = (select tick from fleet)
 where source_id = %(source)s and user_id = %(user)s and generation = %(generation)s and refresh_tries = %(tries)s
 returning refresh_tries
 
