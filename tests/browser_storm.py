@@ -50,7 +50,7 @@ sys.exit(main(["worker"]))
 
 
 def _is_empty(chrome: Supervised) -> bool:
-    return chrome.ready()["contexts"] == 0
+    return bool(chrome.ready()["contexts"] == 0)
 
 
 def _has_ticked(fleet: Fleet, tick: int) -> bool:

@@ -11,16 +11,29 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any
 
 from websockets.exceptions import WebSocketException
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 CALL_S = 5.0
 CHECK_S = 0.25
 
 Params = dict[str, Any]
+
+
+def dial(url: str, timeout_s: float = CALL_S) -> AbstractContextManager[ClientConnection]:
+    """A websocket to Chrome: messages of any size, past whatever proxy the environment names."""
+    return connect(
+        url,
+        proxy=None,
+        compression=None,
+        max_size=None,
+        open_timeout=timeout_s,
+        close_timeout=1,
+        ping_interval=None,
+    )
 
 
 class CdpFailed(Exception):
@@ -37,11 +50,8 @@ class Cdp:
     def __init__(self, url: str, *, timeout_s: float = CALL_S) -> None:
         """Raises CdpFailed if nobody answers there."""
         self._opened = ExitStack()
-        line = connect(
-            url, compression=None, max_size=None, open_timeout=timeout_s, close_timeout=1, ping_interval=None
-        )
         try:
-            self._socket = self._opened.enter_context(line)
+            self._socket = self._opened.enter_context(dial(url, timeout_s))
         except (OSError, WebSocketException) as exc:
             raise CdpFailed(f"Chrome does not answer at its DevTools address ({type(exc).__name__})") from exc
         self._lock = threading.Lock()

@@ -15,11 +15,10 @@ from typing import Self
 
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.http11 import Request, Response
-from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 from websockets.sync.server import ServerConnection, serve
 
-OPEN_S = 5.0
+from crawlfleet.browser.cdp import CALL_S, dial
 
 
 class Keyhole:
@@ -56,9 +55,9 @@ class Keyhole:
         return None
 
     def _version(self) -> dict[str, str]:
-        with connect(self._cdp_url, compression=None, open_timeout=OPEN_S, ping_interval=None) as chrome:
+        with dial(self._cdp_url) as chrome:
             chrome.send('{"id": 1, "method": "Browser.getVersion"}')
-            version = json.loads(chrome.recv(timeout=OPEN_S))["result"]
+            version = json.loads(chrome.recv(timeout=CALL_S))["result"]
         return {
             "Browser": version["product"],
             "Protocol-Version": version["protocolVersion"],
@@ -71,14 +70,7 @@ class Keyhole:
     def _pass_on(self, near: ServerConnection) -> None:
         with (
             suppress(OSError, WebSocketException),
-            connect(
-                self._cdp_url,
-                compression=None,
-                max_size=None,
-                open_timeout=OPEN_S,
-                close_timeout=1,
-                ping_interval=None,
-            ) as chrome,
+            dial(self._cdp_url) as chrome,
         ):
             threading.Thread(target=self._pass_back, args=(chrome, near), name="keyhole", daemon=True).start()
             for message in near:

@@ -25,11 +25,13 @@ from selenium.common.exceptions import (
     UnexpectedAlertPresentException,
     WebDriverException,
 )
+from selenium.webdriver.common.proxy import Proxy, ProxyType
 from selenium.webdriver.remote.client_config import ClientConfig
 from selenium.webdriver.remote.remote_connection import RemoteConnection
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from crawlfleet.browser.cdp import Cdp, CdpFailed, CdpLate
+from crawlfleet.browser.chrome import ask
 from crawlfleet.errors import Bug, Crashed, CrawlEnded, Retry
 from crawlfleet.metrics import COMMAND_TIMEOUTS
 from crawlfleet.sources.http import Connections, known_pools, proxy_refused
@@ -162,6 +164,7 @@ def attach(webdriver_url: str, chrome_address: str, context: Context, connection
     config = ClientConfig(
         remote_server_addr=webdriver_url,
         timeout=round(COMMAND_S),
+        proxy=Proxy({"proxyType": ProxyType.DIRECT}),
         init_args_for_pool_manager={"init_args_for_pool_manager": {"retries": False}},
     )
     remote = RemoteConnection(client_config=config)
@@ -182,7 +185,7 @@ def attach(webdriver_url: str, chrome_address: str, context: Context, connection
 def sessions(webdriver_url: str) -> list[str]:
     """The Selenium sessions that chromedriver holds."""
     try:
-        reply = requests.get(f"{webdriver_url}/sessions", timeout=QUIT_S).json()
+        reply = ask("GET", f"{webdriver_url}/sessions", QUIT_S).json()
         return [session["id"] for session in reply["value"]]
     except (requests.RequestException, KeyError, TypeError):
         return []
@@ -191,7 +194,7 @@ def sessions(webdriver_url: str) -> list[str]:
 def quit_session(webdriver_url: str, driver: WebDriver) -> bool:
     """End the Selenium session, not its Chrome, by a connection of its own; False if chromedriver does not answer."""
     try:
-        return requests.delete(f"{webdriver_url}/session/{driver.session_id}", timeout=QUIT_S).ok
+        return ask("DELETE", f"{webdriver_url}/session/{driver.session_id}", QUIT_S).ok
     except requests.RequestException:
         return False
     finally:
