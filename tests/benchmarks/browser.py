@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +28,7 @@ from figures import Figure, at_most, told
 from machine import Cpu
 from rig import Rig, await_that
 from selenium import webdriver
+from selenium.common.exceptions import SessionNotCreatedException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -159,13 +160,20 @@ def _own_browser(binary: str, url: str) -> Job:
                 f"--user-data-dir={profile}",
             ):
                 options.add_argument(flag)
-            driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+            driver = _launched(options)
             try:
                 return _read(driver, url, credentials)
             finally:
                 driver.quit()
 
     return job
+
+
+def _launched(options: webdriver.ChromeOptions) -> webdriver.Chrome:
+    """Ten browsers that begin at once do not always: such a launch is tried again, on the rival's time."""
+    while True:
+        with suppress(SessionNotCreatedException):
+            return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
 
 
 def _read(driver: webdriver.Chrome, url: str, credentials: dict[str, Any]) -> int:
