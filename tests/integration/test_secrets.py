@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import plugin
 import pytest
 from fleet import Fleet, until
 from http_proxy import HttpProxy
@@ -23,11 +24,12 @@ from scripted_shop import Reply, Request, ScriptedShop, html_reply, json_reply
 from crawlfleet.cli import main
 from crawlfleet.local.postgres import find_binaries
 
-PLUGIN = """
+CARELESS = """
+# An installed adapter that puts its secrets into its exceptions.
 import requests
 from crawlfleet.errors import Bug
 
-class Careless:
+class Adapter:
     official_url = None
     def __init__(self, options): pass
     def check_credentials(self, credentials): pass
@@ -40,8 +42,6 @@ class Careless:
         raise Bug("Careless", f"POST {secret} failed", snapshot=f"<input value='{secret}'>")
         yield
 """
-METADATA = "Metadata-Version: 2.1\nName: careless\nVersion: 1\n"
-ENTRY_POINT = "[crawlfleet.sources]\ncareless = careless:Careless\n"
 
 
 @pytest.fixture
@@ -127,16 +127,6 @@ class Failed:
     metrics: bytes
 
 
-def plugin_folder(folder: Path) -> str:
-    """An installed adapter that puts its secrets into its exceptions."""
-    (folder / "careless.py").write_text(PLUGIN)
-    info = folder / "careless-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(METADATA)
-    (info / "entry_points.txt").write_text(ENTRY_POINT)
-    return str(folder)
-
-
 @pytest.fixture
 def failed(fleet: Fleet, tmp_path: Path) -> Failed:
     planted = Planted()
@@ -144,7 +134,6 @@ def failed(fleet: Fleet, tmp_path: Path) -> Failed:
     password = planted.new("proxy-password")
     budgets = {"retry": 0, "throttledSeconds": 0}
     cool = {"first": 1, "longest": 1}
-    (tmp_path / "plugin").mkdir()
     with HttpProxy("wrong", ("someone", "else")) as proxy, echo(planted) as shop:
         base_url = shop.url + "/{mall_id}"
         fleet.declare("echo", adapter="cafe24", baseURL=base_url, maxConcurrent=9, budgets=budgets)
@@ -163,8 +152,7 @@ def failed(fleet: Fleet, tmp_path: Path) -> Failed:
         fleet.add_accounts("proxied", [(9, planted.mall(9, living=False))])
         fleet.add_accounts("careless", [(u, planted.mall(u, living=False)) for u in (10, 11, 12)])
         fleet.plan()
-        environment = {"PYTHONPATH": plugin_folder(tmp_path / "plugin")}
-        worker = fleet.start(0, slots=10, **environment)
+        worker = fleet.start(0, slots=10, **plugin.install(tmp_path / "plugin", "careless", CARELESS))
         port = worker.event("metrics served")["port"]
         until(lambda: not fleet.scalar("select count(*) from task where state <> 'dead'"), "all to fail")
         with urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
