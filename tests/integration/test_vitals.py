@@ -68,7 +68,7 @@ def beating(vitals: Vitals, url: str) -> Iterator[None]:
 
 
 def test_a_renewal_is_good_from_when_it_was_sent_however_late_its_reply_is(
-    conn: Connection, connections: Callable[[], Connection], database_url: str
+    conn: Connection, database_url: str
 ) -> None:
     """The database counts from a moment between the two: from the reply on, the permits may have expired."""
     me = register_worker(conn, shop_batch(conn))
@@ -76,12 +76,13 @@ def test_a_renewal_is_good_from_when_it_was_sent_however_late_its_reply_is(
     leases.add(take(conn, me))
     vitals = vitals_of(me, clock, leases, renewed_at=0.0)
 
-    with psycopg.connect(database_url) as other, beating(vitals, database_url):
+    with psycopg.connect(database_url) as other:
         other.execute("select from worker for update")
-        until(lambda: conn.execute(BLOCKED).fetchone() == (True,))
-        clock.now += 5
-        other.rollback()
-        until(lambda: vitals.control is not None)
+        with beating(vitals, database_url):
+            until(lambda: conn.execute(BLOCKED).fetchone() == (True,))
+            clock.now += 5
+            other.rollback()
+            until(lambda: vitals.control is not None)
 
     assert vitals.stop_at == 1000 + FLEET_CLOCK.stop_after_s
 
