@@ -69,9 +69,12 @@ def measure(rig: Rig) -> list[Figure]:
 
 
 def _worst(name: str, unit: str, runs: Sequence[Run]) -> Figure:
+    """The run that came least close."""
     worst = max(runs, key=lambda run: run.times_ideal)
-    others = ", ".join(f"{run.times_ideal:.3f}" for run in runs if run is not worst)
-    said = f"{worst.took_s:.2f} s against {worst.ideal_s:.2f} s; {worst.remark}; worst of {len(runs)} seeds, others {others}"
+    others = ", ".join(f"{run.times_ideal:.3g} with {run.seed}" for run in runs if run is not worst)
+    said = (
+        f"{worst.took_s:.2f} s against {worst.ideal_s:.2f} s with seed {worst.seed}, {worst.remark}; {others}"
+    )
     return at_most(name, worst.times_ideal, BAR, unit, said)
 
 

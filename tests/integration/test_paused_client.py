@@ -103,7 +103,7 @@ def pause(
     def operation(conn: Connection) -> None:
         with transaction(conn, long=long):
             lock(conn)
-            conn.execute(sql("clock"))
+            conn.execute(sql("clock"))  # locks nothing: the mark of this transaction
 
     return pause_in(connections, operation, "clock", meanwhile=meanwhile, rival=rival)
 
