@@ -104,7 +104,7 @@ def test_an_adapter_that_ends_rudely_harms_only_its_own_crawl(
     fleet.declare("rude", adapter="rude", maxConcurrent=5, options={"how": how}, budgets={"retry": 0})
     fleet.add_accounts("rude", [(user, {"token": "planted-secret"}) for user in range(1, 6)])
     fleet.plan()
-    worker = fleet.start(slots=5, **environment)
+    worker = fleet.start(0, slots=5, **environment)
     assert worker.exit_code() == 0
     assert fleet.count("ok") == 4
     assert fleet.tasks()[1][0] == "dead"
