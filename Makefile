@@ -30,7 +30,7 @@ test-deps: ## the same for the tests
 	@scripts/system-packages pgbouncer 'test -x /usr/sbin/pgbouncer'
 
 run: setup chrome-deps ## crawl the stand-in shops with a local fleet, to the end
-	$(BIN)/crawlfleet run --shops -f k8s/samples/local-batch.yaml
+	$(BIN)/crawlfleet run --shops -f k8s/samples/local-batch.yaml $(RUN)
 
 test: setup test-deps chrome-deps ## run the tests
 	$(BIN)/pytest --ignore=tests/benchmarks --ignore=tests/chaos

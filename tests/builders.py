@@ -13,7 +13,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from random import Random
-from threading import Barrier
+from threading import Barrier, Lock
 from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
 
@@ -34,6 +34,7 @@ SETTINGS = Settings(
 )
 Result = TypeVar("Result")
 _numbers = count(1)
+_one_at_a_time = Lock()
 
 
 def key_ring(folder: Path) -> KeyRing:
@@ -44,9 +45,14 @@ def key_ring(folder: Path) -> KeyRing:
     return KeyRing.load(file)
 
 
-@cache
 def session_keys() -> KeyRing:
-    """The key ring of tests that need no file of it."""
+    """The key ring of tests that need no file of it; one for all threads."""
+    with _one_at_a_time:
+        return _session_keys()
+
+
+@cache
+def _session_keys() -> KeyRing:
     with tempfile.TemporaryDirectory(prefix="crawlfleet-test-") as folder:
         return key_ring(Path(folder))
 

@@ -299,17 +299,6 @@ class Fleet:
         )
 
 
-def install_adapter(folder: Path, name: str, class_name: str, code: str) -> str:
-    """Install an adapter of that name from its source text; the folder, to be put into PYTHONPATH."""
-    folder.mkdir()
-    (folder / f"{name}.py").write_text(code)
-    info = folder / f"{name}-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[crawlfleet.sources]\n{name} = {name}:{class_name}\n")
-    return str(folder)
-
-
 def _proxy_secret(name: str, url: str) -> Secret:
     parts = urlsplit(url)
     values = {

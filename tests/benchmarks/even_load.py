@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 from figures import Figure, at_most
@@ -12,8 +12,8 @@ from rig import Bed, Rig, await_that
 from crawlfleet.planner import Selector
 
 PERMITS, SLOTS, CRAWL_S = 30, 50, 2.0
-USERS = 1500
-SETTLE_S, WATCH_S, LOOK_S = 5.0, 12.0, 0.5
+USERS = 1800
+WATCH_S, LOOK_S = 20.0, 0.25
 NEWCOMER_S, TOLERANCE = 10.0, 1
 
 _HELD_BY_WORKER = "select w.ordinal, count(p.lease_id)"
@@ -22,7 +22,7 @@ _FROM = " from worker w left join permit p using (worker_id) where w.ended_at is
 
 
 def measure(rig: Rig) -> list[Figure]:
-    """Two workers, a third that joins, and two batches."""
+    """Two workers and a third that joins; two batches and a third that joins."""
     return [*_workers(rig), *_batches(rig)]
 
 
@@ -31,33 +31,37 @@ def _workers(rig: Rig) -> list[Figure]:
         bed.add_accounts({"duration_s": CRAWL_S} for _ in range(USERS))
         bed.plan("even", workers=3)
         stack.enter_context(bed.workers("even", range(2), SLOTS))
-        _await_holders(bed, 2)
-        watched = _watch(bed, _HELD_BY_WORKER)
+        _until_even(bed, _HELD_BY_WORKER, 2)
+        two = _watch(bed, _HELD_BY_WORKER)
         third = stack.enter_context(bed.workers("even", [2], SLOTS))[0]
         third.worker_id()
-        share_s = _until_even(lambda: _held(bed, _HELD_BY_WORKER), 3)
-        after = _watch(bed, _HELD_BY_WORKER)
+        third_s = _until_even(bed, _HELD_BY_WORKER, 3)
+        three = _watch(bed, _HELD_BY_WORKER)
     return [
-        _evenness("30 permits, 2 workers of 50 slots: away from 15", watched, 2),
-        at_most("… a third worker holds its third after", share_s, NEWCOMER_S, "s"),
-        _evenness("… then away from 10", after, 3),
+        _evenness("30 permits, 2 workers of 50 slots: away from 15", two, 2),
+        at_most("… a third worker holds its third after", third_s, NEWCOMER_S, "s"),
+        _evenness("… then away from 10", three, 3),
     ]
 
 
 def _batches(rig: Rig) -> list[Figure]:
     with rig.bed(PERMITS) as bed, ExitStack() as stack:
         bed.add_accounts({"duration_s": CRAWL_S} for _ in range(USERS))
-        for remainder, uid in enumerate(("one", "two")):
-            bed.plan(uid, workers=1, selector=Selector(divisor=2, remainder=remainder))
+        for remainder, uid in enumerate(("one", "two", "three")):
+            bed.plan(uid, workers=1, selector=Selector(divisor=3, remainder=remainder))
         stack.enter_context(bed.workers("one", [0], SLOTS))
-        _await_holders(bed, 1)
-        second = stack.enter_context(bed.workers("two", [0], SLOTS))[0]
-        second.worker_id()
-        share_s = _until_even(lambda: _held(bed, _HELD_BY_BATCH), 2)
-        watched = _watch(bed, _HELD_BY_BATCH)
+        _until_even(bed, _HELD_BY_BATCH, 1)
+        joined_s, watched = [], []
+        for parts, uid in ((2, "two"), (3, "three")):
+            newcomer = stack.enter_context(bed.workers(uid, [0], SLOTS))[0]
+            newcomer.worker_id()
+            joined_s.append(_until_even(bed, _HELD_BY_BATCH, parts))
+            watched.append(_watch(bed, _HELD_BY_BATCH))
     return [
-        at_most("2 batches: the second holds its half after", share_s, NEWCOMER_S, "s"),
-        _evenness("… then away from 15", watched, 2),
+        at_most("2 batches: the second holds its half after", joined_s[0], NEWCOMER_S, "s"),
+        _evenness("… then away from 15", watched[0], 2),
+        at_most("… a third batch holds its third after", joined_s[1], NEWCOMER_S, "s"),
+        _evenness("… then away from 10", watched[1], 3),
     ]
 
 
@@ -66,22 +70,8 @@ def _held(bed: Bed, query: str) -> dict[int, int]:
     return dict(bed.conn.execute(query + _FROM).fetchall())
 
 
-def _await_holders(bed: Bed, workers: int) -> None:
-    """Until all permits are filled and so many workers hold some, and then until it has settled."""
-    await_that(
-        lambda: (
-            len(held := _held(bed, _HELD_BY_WORKER)) == workers
-            and sum(held.values()) == PERMITS
-            and min(held.values()) > 0
-        ),
-        60,
-        f"{workers} workers that hold {PERMITS} permits",
-    )
-    time.sleep(SETTLE_S)
-
-
 def _watch(bed: Bed, query: str) -> list[Mapping[int, int]]:
-    """What each holds, twice a second."""
+    """What each holds, from this moment on."""
     samples: list[Mapping[int, int]] = []
     for _ in range(round(WATCH_S / LOOK_S)):
         samples.append(_held(bed, query))
@@ -89,9 +79,10 @@ def _watch(bed: Bed, query: str) -> list[Mapping[int, int]]:
     return samples
 
 
-def _until_even(held: Callable[[], Mapping[int, int]], parts: int) -> float:
+def _until_even(bed: Bed, query: str, parts: int) -> float:
+    """Seconds until each part holds as much as any other, and all permits are held."""
     began_s = time.monotonic()
-    await_that(lambda: _away(held(), parts) <= TOLERANCE, 60, f"{parts} even parts")
+    await_that(lambda: _away(_held(bed, query), parts) <= TOLERANCE, 60, f"{parts} even parts")
     return time.monotonic() - began_s
 
 

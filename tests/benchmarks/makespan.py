@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from math import floor, log2
 from random import Random
 
 from figures import Figure, at_most
@@ -15,7 +16,7 @@ from rig import Bed, Held, Rig, Worker, await_end, await_that
 from crawlfleet.store.fleet import Clock, set_clock
 
 USERS, PERMITS, WORKERS = 1000, 20, 4
-SIGMA, SEED, IDEAL_S = 1.5, 20, 20.0
+SIGMA, SEEDS, IDEAL_S = 1.5, (20, 22, 23), 15.0
 CLOCK = Clock(tick_s=0.2, expire_ticks=10, quarantine_ticks=5)
 BAR = 1.05
 
@@ -29,9 +30,23 @@ class Kill:
     users: frozenset[int]
 
 
-def durations() -> dict[int, float]:
+@dataclass(frozen=True)
+class Run:
+    """How long a batch took, and how long it would have taken at best."""
+
+    seed: int
+    took_s: float
+    ideal_s: float
+    remark: str
+
+    @property
+    def times_ideal(self) -> float:
+        return self.took_s / self.ideal_s
+
+
+def durations(seed: int) -> dict[int, float]:
     """User → seconds: lognormal, so that all permits busy would take IDEAL_S."""
-    random = Random(SEED)
+    random = Random(seed)
     raw = [random.lognormvariate(0, SIGMA) for _ in range(USERS)]
     scale = IDEAL_S * PERMITS / sum(raw)
     return {user: round(scale * s, 3) for user, s in enumerate(raw, 1)}
@@ -39,37 +54,53 @@ def durations() -> dict[int, float]:
 
 def measure(rig: Rig) -> list[Figure]:
     """The makespan against max(sum / permits, longest), and with a kill against an ideal replay of it."""
-    crawl_s = durations()
-    return [_undisturbed(rig, crawl_s), _with_a_kill(rig, crawl_s)]
+    return [
+        _worst(
+            "makespan of 1,000 lognormal crawls, 4 workers",
+            "times ideal",
+            [_undisturbed(rig, seed, durations(seed)) for seed in SEEDS],
+        ),
+        _worst(
+            "… one of the four killed -9 halfway",
+            "times the replay",
+            [_with_a_kill(rig, seed, durations(seed)) for seed in SEEDS],
+        ),
+    ]
 
 
-def _undisturbed(rig: Rig, crawl_s: Mapping[int, float]) -> Figure:
+def _worst(name: str, unit: str, runs: Sequence[Run]) -> Figure:
+    """The run that came least close."""
+    worst = max(runs, key=lambda run: run.times_ideal)
+    others = ", ".join(f"{run.times_ideal:.3g} with {run.seed}" for run in runs if run is not worst)
+    said = (
+        f"{worst.took_s:.2f} s against {worst.ideal_s:.2f} s with seed {worst.seed}, {worst.remark}; {others}"
+    )
+    return at_most(name, worst.times_ideal, BAR, unit, said)
+
+
+def _undisturbed(rig: Rig, seed: int, crawl_s: Mapping[int, float]) -> Run:
     with rig.bed(PERMITS) as bed:
         _prepare(bed, crawl_s)
         with bed.workers("makespan", range(WORKERS), slots=PERMITS) as workers:
             await_end(workers, 120)
         took_s = _makespan_s(bed.leases())
-    ideal_s = max(sum(crawl_s.values()) / PERMITS, *crawl_s.values())
-    said = f"{took_s:.2f} s against {ideal_s:.2f} s; the longest crawl takes {max(crawl_s.values()):.1f} s"
-    return at_most(
-        "makespan of 1,000 lognormal crawls, 4 workers", took_s / ideal_s, BAR, "times ideal", said
-    )
+    longest_s = max(crawl_s.values())
+    ideal_s = max(sum(crawl_s.values()) / PERMITS, longest_s)
+    return Run(seed, took_s, ideal_s, f"the longest crawl takes {longest_s:.1f} s")
 
 
-def _with_a_kill(rig: Rig, crawl_s: Mapping[int, float]) -> Figure:
+def _with_a_kill(rig: Rig, seed: int, crawl_s: Mapping[int, float]) -> Run:
     with rig.bed(PERMITS) as bed:
         _prepare(bed, crawl_s)
         with bed.workers("makespan", range(WORKERS), slots=PERMITS) as workers:
             began_at, killed_at = _kill_halfway(bed, workers[1])
             await_end([w for w in workers if w is not workers[1]], 120)
         leases = bed.leases()
-    order = list(dict.fromkeys(lease.user_id for lease in leases))
     lost = frozenset(user for user, n in Counter(lease.user_id for lease in leases).items() if n > 1)
     absent_s = (CLOCK.expire_ticks + CLOCK.quarantine_ticks) * CLOCK.tick_s
     kill = Kill(killed_at - began_at, killed_at - began_at + absent_s, lost)
-    took_s, ideal_s = _makespan_s(leases), replay_s(crawl_s, order, PERMITS, kill)
-    said = f"{took_s:.2f} s against {ideal_s:.2f} s; killed after {kill.at_s:.1f} s, {len(lost)} crawls lost"
-    return at_most("… one of the four killed -9 halfway", took_s / ideal_s, BAR, "times the replay", said)
+    remark = f"killed after {kill.at_s:.1f} s, {len(lost)} crawls lost"
+    return Run(seed, _makespan_s(leases), replay_s(crawl_s, PERMITS, kill), remark)
 
 
 def _prepare(bed: Bed, crawl_s: Mapping[int, float]) -> None:
@@ -98,16 +129,16 @@ def _makespan_s(leases: Sequence[Held]) -> float:
     return max(lease.freed_at for lease in leases) - min(lease.filled_at for lease in leases)
 
 
-def replay_s(crawl_s: Mapping[int, float], order: Sequence[int], permits: int, kill: Kill) -> float:
-    """The makespan if every permit took the next crawl of `order` in the very moment it became free.
+def replay_s(crawl_s: Mapping[int, float], permits: int, kill: Kill) -> float:
+    """The makespan if every permit took the next crawl by the fleet's own rule in the very moment it became free.
 
     Users of the kill that do not run at that moment here are replaced by those that began last.
     """
-    todo = list(reversed(order))
+    todo = sorted(crawl_s, key=lambda user: _rank(crawl_s, user))
     free = [0.0] * permits
     running: list[tuple[float, float, int]] = []  # end, begin, user
     while todo and free[0] < kill.at_s:
-        user, begin = todo.pop(), heappop(free)
+        user, begin = todo.pop(0), heappop(free)
         running.append((begin + crawl_s[user], begin, user))
         heappush(free, begin + crawl_s[user])
     open_then = sorted(
@@ -118,16 +149,26 @@ def replay_s(crawl_s: Mapping[int, float], order: Sequence[int], permits: int, k
     free = [end for end, _, user in open_then if user not in lost] + [kill.back_s] * len(lost)
     free += [kill.at_s] * (permits - len(free))
     heapify(free)
-    waiting = sorted(lost, key=order.index, reverse=True)
-    while todo or waiting:
+    return max(ends + _rest(crawl_s, todo, free, lost, kill.back_s))
+
+
+def _rest(
+    crawl_s: Mapping[int, float], todo: list[int], free: list[float], lost: list[int], back_s: float
+) -> list[float]:
+    """When the crawls end that had not begun, and the lost ones, which are in the queue from `back_s` on."""
+    ends = []
+    while todo or lost:
         begin = heappop(free)
-        if waiting and begin >= kill.back_s:
-            user = waiting.pop()
-        elif todo:
-            user = todo.pop()
-        else:
-            heappush(free, kill.back_s)
+        if lost and begin >= back_s:
+            todo, lost = sorted(todo + lost, key=lambda user: _rank(crawl_s, user)), []
+        if not todo:
+            heappush(free, back_s)
             continue
-        ends.append(begin + crawl_s[user])
+        ends.append(begin + crawl_s[todo.pop(0)])
         heappush(free, ends[-1])
-    return max(ends)
+    return ends
+
+
+def _rank(crawl_s: Mapping[int, float], user: int) -> tuple[int, int]:
+    """Of one tier: the longest expected class first (log2 of milliseconds), then by number (design: order)."""
+    return -floor(log2(max(1, round(crawl_s[user] * 1000)))), user

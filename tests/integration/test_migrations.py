@@ -68,3 +68,11 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Connection, databas
         migrate(database_url)
 
     assert scalar(empty, "select to_regclass('fleet')") is None
+
+
+def test_no_table_or_sequence_is_unlogged(conn: Connection) -> None:
+    """A crash of PostgreSQL empties an unlogged one: permits and their numbers would be given twice."""
+    kept = conn.execute(
+        "select distinct relpersistence::text from pg_class where relnamespace = 'public'::regnamespace"
+    )
+    assert kept.fetchall() == [("p",)]

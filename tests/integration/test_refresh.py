@@ -8,6 +8,7 @@ gate at the shop.
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import pytest
 from builders import SETTINGS, lease, register_worker, take
 from fleet import CALM, HASTY, Fleet, WatchedShop, WorkerProcess, until
 from pg_proxy import PgProxy
+from prometheus_client import REGISTRY
 
 from crawlfleet.crawl import STALE_TURN_S, Exit, LiveCrawl, Source
 from crawlfleet.errors import AuthFailed, Interrupted, Retry, Throttled
+from crawlfleet.metrics import REFRESHES
 from crawlfleet.sources import Credentials
 from crawlfleet.sources.noop import Noop
 from crawlfleet.store.accounts import intend_refresh, read_credentials, set_state
@@ -253,6 +256,31 @@ def test_a_post_that_the_shop_failed_to_answer_is_repeated_at_once(seller: Selle
             seller.crawl().refresh(_raise(Retry("ServerError")), seller.wait)
     seller.crawl().refresh(seller.post, seller.wait)
     assert (seller.stored(), seller.waited_s) == (("t1", 1), 0)
+
+
+def test_refreshes_are_counted_by_how_they_ended(seller: Seller) -> None:
+    before = _refreshes()
+    late = seller.crawl()
+    seller.crawl().refresh(seller.post, seller.wait)
+    late.refresh(seller.post, seller.wait)
+    with pytest.raises(Retry):
+        seller.crawl().refresh(_raise(Retry("ServerError")), seller.wait)
+    seller.good = "consented elsewhere"
+    with pytest.raises(AuthFailed):
+        seller.crawl().refresh(seller.post, seller.wait)
+    assert _refreshes() - before == Counter(rotated=1, adopted=1, undecided=1, refused=1)
+
+
+def _refreshes() -> Counter[str]:
+    """This process's refreshes so far by their results."""
+    labels = [sample.labels for metric in REFRESHES.collect() for sample in metric.samples]
+    return Counter(
+        {
+            result["result"]: int(REGISTRY.get_sample_value("crawlfleet_refreshes_total", result) or 0)
+            for result in labels
+            if result["source"] == "noop"
+        }
+    )
 
 
 def test_a_refusal_after_an_unanswered_post_is_a_lost_reply(seller: Seller) -> None:

@@ -15,19 +15,21 @@ from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import plugin
 import pytest
-from fleet import Fleet, install_adapter, until
+from fleet import Fleet, until
 from http_proxy import HttpProxy
 from scripted_shop import Reply, Request, ScriptedShop, html_reply, json_reply
 
 from crawlfleet.cli import main
 from crawlfleet.local.postgres import find_binaries
 
-PLUGIN = """
+CARELESS = """
+# An installed adapter that puts its secrets into its exceptions.
 import requests
 from crawlfleet.errors import Bug
 
-class Careless:
+class Adapter:
     official_url = None
     def __init__(self, options): pass
     def check_credentials(self, credentials): pass
@@ -150,8 +152,7 @@ def failed(fleet: Fleet, tmp_path: Path) -> Failed:
         fleet.add_accounts("proxied", [(9, planted.mall(9, living=False))])
         fleet.add_accounts("careless", [(u, planted.mall(u, living=False)) for u in (10, 11, 12)])
         fleet.plan()
-        plugin = install_adapter(tmp_path / "plugin", "careless", "Careless", PLUGIN)
-        worker = fleet.start(0, slots=10, PYTHONPATH=plugin)
+        worker = fleet.start(0, slots=10, **plugin.install(tmp_path / "plugin", "careless", CARELESS))
         port = worker.event("metrics served")["port"]
         until(lambda: not fleet.scalar("select count(*) from task where state <> 'dead'"), "all to fail")
         with urlopen(f"http://127.0.0.1:{port}/metrics") as reply:

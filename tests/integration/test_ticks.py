@@ -12,6 +12,7 @@ from builders import (
     ended,
     held,
     pass_ticks,
+    plan_batch,
     process,
     register_worker,
     scalar,
@@ -250,6 +251,19 @@ def test_a_burial_waits_for_a_turn_that_the_server_has_not_given_up_yet(
 
     together(bury, give_up)
     assert housekeep(conn).rescued == 1
+
+
+def test_burying_a_worker_of_one_batch_leaves_that_process_alone_in_the_others(conn: Connection) -> None:
+    """A number is used again: the parent of one batch says nothing about another's workers."""
+    batch, other = shop_batch(conn, users=4), plan_batch(conn)
+    take(conn, register_worker(conn, batch, slots=2))
+    take(conn, register_worker(conn, other, slots=2))
+
+    bury_worker(conn, batch, process().pid_space, process().pid)
+
+    assert housekeep(conn).rescued == 2
+    assert "leased" not in task_states(conn, batch).values()
+    assert list(task_states(conn, other).values()).count("leased") == 2
 
 
 def test_a_crawl_may_be_committed_during_its_quarantine(conn: Connection) -> None:

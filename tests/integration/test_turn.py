@@ -420,6 +420,50 @@ def test_waiting_for_an_account_is_bounded_by_the_budget_of_throttles() -> None:
     assert judge(Outcome.of(waits), History(), SETTINGS.budgets, Random(0)).state == "dead"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update worker set renewed_tick = renewed_tick - 3 where ordinal = 1",
+        "update worker set draining = true where ordinal = 1",
+        "update worker set ended_at = now() where ordinal = 1",
+        "update batch set worker_limit = 1",
+    ],
+    ids=["silent", "draining", "ended", "above-the-limit"],
+)
+def test_a_worker_that_may_not_take_leaves_its_part_to_the_others(
+    conn: Connection, change: LiteralString
+) -> None:
+    """Otherwise half of the permits stay empty for as long as nobody ends its registration."""
+    batch = shop_batch(conn, users=20, cap=6, workers=2)
+    me, _ = register_worker(conn, batch, 0), register_worker(conn, batch, 1)
+    conn.execute(change)
+
+    assert len(take(conn, me)) == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["suspended = true", "stop = 'drain'", "stop = 'cancel'", "state = 'closed'"],
+)
+def test_a_batch_that_may_not_take_leaves_its_part_to_the_others(
+    conn: Connection, change: LiteralString
+) -> None:
+    batch, still = shop_batch(conn, users=20, cap=6), plan_batch(conn)
+    me, _ = register_worker(conn, batch), register_worker(conn, still)
+    conn.execute(f"update batch set {change} where batch_id = %s", (still,))
+
+    assert len(take(conn, me)) == 6
+
+
+def test_a_worker_that_missed_two_ticks_keeps_its_part(conn: Connection) -> None:
+    """A renewal may be late by that much without anything being wrong."""
+    batch = shop_batch(conn, users=20, cap=6, workers=2)
+    me, _ = register_worker(conn, batch, 0), register_worker(conn, batch, 1)
+    conn.execute("update worker set renewed_tick = renewed_tick - 2 where ordinal = 1")
+
+    assert len(take(conn, me)) == 3
+
+
 # The pace.
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import plugin
 import pytest
-from fleet import HASTY, Fleet, WatchedShop, install_adapter, until
+from fleet import HASTY, Fleet, WatchedShop, until
 from pg_proxy import PgProxy
 
 from crawlfleet.store import fleet as store
@@ -68,7 +71,7 @@ from crawlfleet.sources import Item
 class Wordless(CrawlEnded):
     pass
 
-class Rude:
+class Adapter:
     official_url = None
     def __init__(self, options): self.how = options["how"]
     def check_credentials(self, credentials): pass
@@ -96,12 +99,12 @@ class Rude:
 def test_an_adapter_that_ends_rudely_harms_only_its_own_crawl(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    folder = install_adapter(tmp_path / "plugin", "rude", "Rude", RUDE)
-    monkeypatch.syspath_prepend(folder)
+    environment = plugin.install(tmp_path / "plugin", "rude", RUDE)
+    monkeypatch.syspath_prepend(environment["PYTHONPATH"])
     fleet.declare("rude", adapter="rude", maxConcurrent=5, options={"how": how}, budgets={"retry": 0})
     fleet.add_accounts("rude", [(user, {"token": "planted-secret"}) for user in range(1, 6)])
     fleet.plan()
-    worker = fleet.start(slots=5, PYTHONPATH=folder)
+    worker = fleet.start(0, slots=5, **environment)
     assert worker.exit_code() == 0
     assert fleet.count("ok") == 4
     assert fleet.tasks()[1][0] == "dead"
@@ -258,6 +261,44 @@ def test_a_crawl_whose_items_are_written_slowly_keeps_its_permit(hasty: Fleet) -
         assert worker.exit_code() == 0
     assert hasty.leases() == 1
     assert hasty.all_failures() == set()
+
+
+# Hung crawls.
+
+STUBBORN = """
+from pathlib import Path
+from threading import Event
+
+class Adapter:
+    official_url = None
+    def __init__(self, options): self.go = Path(options["go"])
+    def check_credentials(self, credentials): pass
+    def crawl(self, crawl):
+        if crawl.source == "stubborn":
+            Event().wait()
+        while not self.go.exists():
+            crawl.wait(0.02)
+        yield from ()
+"""
+
+
+def test_a_worker_whose_crawl_hangs_in_its_adapter_takes_no_more_and_ends_with_74(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """Nothing in the process can end such a thread. Its neighbour is finished first."""
+    go = tmp_path / "go"
+    spec: dict[str, Any] = {"adapter": "stubborn", "maxConcurrent": 1, "options": {"go": str(go)}}
+    fleet.declare("stubborn", baseURL="http://localhost/", jobTimeoutSeconds=1, **spec)
+    fleet.declare("willing", baseURL="http://127.0.0.1/", **spec)
+    fleet.add_accounts("stubborn", [(1, {})])
+    fleet.add_accounts("willing", [(2, {}), (3, {})])
+    fleet.plan()
+    worker = fleet.start(0, slots=4, **plugin.install(tmp_path / "plugin", "stubborn", STUBBORN))
+    worker.event("a crawl does not end; this worker takes no more")
+    go.touch()
+    assert worker.exit_code() == 74
+    assert Counter(fleet.tasks().values()) == {("leased", None): 1, ("ok", "ok"): 1, ("ready", None): 1}
+    assert fleet.leases() == 2
 
 
 # Lost replies and cut connections.
