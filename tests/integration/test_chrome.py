@@ -133,7 +133,10 @@ class TestDeath:
     @in_both_walls
     @pytest.mark.parametrize("program", ["chromium", "chromedriver"])
     def test_if_one_is_killed_both_start_afresh(self, chrome: Supervised, program: str) -> None:
+        """Also what hangs, and so cannot notice that Chrome is gone."""
         before, old = chrome.status(), chrome.watch()
+        for pid in chrome.descendants():
+            os.kill(pid, signal.SIGSTOP)
 
         os.kill(chrome.pid_of(program), signal.SIGKILL)
 

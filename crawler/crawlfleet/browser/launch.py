@@ -142,10 +142,11 @@ class Launch:
         )
 
     def _weigh(self, now: float) -> float:
-        """Not at each look: the kernel counts every page for it."""
-        if now >= self._weigh_at:
-            self._memory_mb, self._weigh_at = _memory_mb(), now + WEIGH_S
-        return self._memory_mb
+        """What Chrome takes. In a container with a limit all that counts against it, for the kernel kills by that."""
+        if now >= self._weigh_at:  # not at each look: the kernel walks through every page
+            self._memory_mb = processes.memory_mb(processes.descendants(os.getpid()))
+            self._weigh_at = now + WEIGH_S
+        return max(self._memory_mb, cgroup.used_mb() or 0.0)
 
     def _begin_to_ask(self) -> None:
         cdp, webdriver = self.addresses()
@@ -185,12 +186,6 @@ class Launch:
         for program in self._programs:
             program.ended()
         processes.reap(but=[program.pid for program in self._programs])
-
-
-def _memory_mb() -> float:
-    """What Chrome takes. In a container that has a limit all that counts against it, for the kernel kills by that."""
-    taken_mb = processes.memory_mb(processes.descendants(os.getpid()))
-    return max(taken_mb, cgroup.used_mb() or 0.0)
 
 
 def _environment(folder: Path) -> Mapping[str, str]:
