@@ -28,8 +28,9 @@ def _chrome_is_installed() -> None:
 
 @pytest.fixture(scope="module")
 def calm(module_dir: Path) -> Iterator[Supervised]:
-    """One that nobody hurts, for all tests that only look."""
-    with supervised(module_dir / "calm", PLANTED="secret") as chrome:
+    """One that nobody hurts, for all tests that only look. The machine's proxy leads nowhere."""
+    proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "example.com"}
+    with supervised(module_dir / "calm", PLANTED="secret", **proxies) as chrome:
         chrome.ready()
         yield chrome
 
@@ -133,7 +134,10 @@ class TestDeath:
     @in_both_walls
     @pytest.mark.parametrize("program", ["chromium", "chromedriver"])
     def test_if_one_is_killed_both_start_afresh(self, chrome: Supervised, program: str) -> None:
+        """Also what hangs, and so cannot notice that Chrome is gone."""
         before, old = chrome.status(), chrome.watch()
+        for pid in chrome.descendants():
+            os.kill(pid, signal.SIGSTOP)
 
         os.kill(chrome.pid_of(program), signal.SIGKILL)
 

@@ -1,6 +1,6 @@
 """The control port of `crawlfleet chrome`: JSON over HTTP, for the worker beside it. Loopback only.
 
-    GET  /status                 what there is (`supervisor.Status`)
+    GET  /status                 what there is (`health.Status`)
     GET  /healthz                200 if both programs answer, else 503 with the reason
     POST /recycle[?generation=N] end both politely and start afresh
     POST /kill[?generation=N]    kill both at once and start afresh

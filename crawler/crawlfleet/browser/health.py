@@ -13,7 +13,7 @@ STABLE_S = 60.0
 """A Chrome that lived so long was well: what failed before it is forgotten."""
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 FAR_ABOVE = 1.2
-NEAR_THE_WALL = 0.95
+NEAR_THE_WALL = 0.92
 
 EXITED, UNRESPONSIVE, RECYCLED, KILLED = "exited", "unresponsive", "recycled", "killed"
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -34,6 +35,8 @@ ASK_S = 1.0
 FIRST_ASK_S = 0.05
 ANSWER_S = 5.0
 WEIGH_S = 2.0
+NO_ANSWER = (OSError, ValueError, LookupError, http.client.HTTPException, websocket.WebSocketException)
+"""Nobody there, or nonsense."""
 END_POLL_S = 0.01
 LAST_WORDS_S = 0.5
 GONE_S = 5.0
@@ -142,17 +145,18 @@ class Launch:
         )
 
     def _weigh(self, now: float) -> float:
-        """Not at each look: the kernel counts every page for it."""
-        if now >= self._weigh_at:
-            self._memory_mb, self._weigh_at = _memory_mb(), now + WEIGH_S
-        return self._memory_mb
+        """What Chrome takes. In a container with a limit all that counts against it, for the kernel kills by that."""
+        if now >= self._weigh_at:  # not at each look: the kernel walks through every page
+            self._memory_mb = processes.memory_mb(processes.descendants(os.getpid()))
+            self._weigh_at = now + WEIGH_S
+        return max(self._memory_mb, cgroup.used_mb() or 0.0)
 
     def _begin_to_ask(self) -> None:
         cdp, webdriver = self.addresses()
         if cdp and webdriver and not self._pulses:
             self._pulses = [
                 _Pulse("chrome", _Contexts(cdp), self._wake, self._clock),
-                _Pulse("chromedriver", _Health(webdriver), self._wake, self._clock),
+                _Pulse("chromedriver", _Readiness(webdriver), self._wake, self._clock),
             ]
 
     def end(self, patience_s: float) -> None:
@@ -185,12 +189,6 @@ class Launch:
         for program in self._programs:
             program.ended()
         processes.reap(but=[program.pid for program in self._programs])
-
-
-def _memory_mb() -> float:
-    """What Chrome takes. In a container that has a limit all that counts against it, for the kernel kills by that."""
-    taken_mb = processes.memory_mb(processes.descendants(os.getpid()))
-    return max(taken_mb, cgroup.used_mb() or 0.0)
 
 
 def _environment(folder: Path) -> Mapping[str, str]:
@@ -277,7 +275,7 @@ class _Pulse:
 
     def _run(self) -> None:
         while not self._done.is_set():
-            with suppress(OSError, ValueError, http.client.HTTPException, websocket.WebSocketException):
+            with suppress(*NO_ANSWER):
                 self.answer = self._ask()
                 is_first, self.heard_at = self.heard_at is None, self._clock()
                 if is_first:
@@ -295,8 +293,7 @@ class _Contexts:
     def __call__(self) -> int:
         try:
             if self._socket is None:
-                # With an Origin Chrome takes us for a page, and refuses.
-                self._socket = websocket.create_connection(self._cdp, timeout=ANSWER_S, suppress_origin=True)
+                self._socket = self._connect()
             self._socket.send(json.dumps({"id": 1, "method": "Target.getBrowserContexts"}))
             return len(json.loads(self._socket.recv())["result"]["browserContextIds"])
         except BaseException:
@@ -305,9 +302,15 @@ class _Contexts:
                 self._socket = None
             raise
 
+    def _connect(self) -> websocket.WebSocket:
+        """Without an Origin, which would make us a page that Chrome refuses, and past the proxy of the machine."""
+        address = urlsplit(self._cdp)
+        direct = socket.create_connection((address.hostname, address.port), timeout=ANSWER_S)
+        return websocket.create_connection(self._cdp, timeout=ANSWER_S, socket=direct, suppress_origin=True)
 
-class _Health:
-    """Asks chromedriver whether it is ready."""
+
+class _Readiness:
+    """Asks chromedriver whether it is ready; there is nothing to count."""
 
     def __init__(self, webdriver: str) -> None:
         self._address = urlsplit(webdriver).netloc

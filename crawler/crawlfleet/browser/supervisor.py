@@ -2,7 +2,7 @@
 
 One loop on the main thread owns everything. A turn looks at the launch, decides whether it has to end (`health.judge`)
 and publishes a `Status`. It turns when something happens (a process ended, an address was told, a wish came in) and
-once a second. `control` serves the status and brings the wishes; how crawls use Chrome is none of its business.
+a few times a second. `control` serves the status and brings the wishes; how crawls use Chrome is none of its business.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from crawlfleet.settings import ChromeSettings
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0
+LOOK_S = 0.25
+"""A page can fill a container's memory within a second."""
 LAUNCHES = 5
 """So many failures in a row, the last of them without ever being ready, and Chrome is unusable here."""
 

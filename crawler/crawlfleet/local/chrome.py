@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ TRIAL_POLL_S = 0.05
 
 
 class LocalChrome:
-    """Make it from the main thread: it ends with it. `url` stays the same whoever dies meanwhile."""
+    """Make it from the main thread, with which it ends. `url` stays the same whoever dies meanwhile."""
 
     def __init__(self, log: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -109,9 +108,7 @@ class LocalChrome:
         }
 
     def _tail(self) -> str:
-        with suppress(FileNotFoundError):
-            return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-        return ""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
 
 
 def try_out() -> dict[str, Any]:
