@@ -12,16 +12,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import websocket
 from fleet import until
 from processes import Watch, descendants
 
+from crawlfleet.browser.cdp import Cdp
 from crawlfleet.local.child import spawn
 
 Json = dict[str, Any]
@@ -125,18 +124,10 @@ class Devtools:
     """Commands to Chrome over its browser websocket."""
 
     def __init__(self, url: str) -> None:
-        self._socket = websocket.create_connection(url, timeout=20, suppress_origin=True)
-        self._numbers = count(1)
+        self._cdp = Cdp(url)
 
-    def __call__(self, method: str, session: str | None = None, **params: object) -> Json:
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": params}
-        self._socket.send(json.dumps(message | ({"sessionId": session} if session else {})))
-        while (reply := json.loads(self._socket.recv())).get("id") != number:
-            pass
-        assert "result" in reply, reply
-        found: Json = reply["result"]
-        return found
+    def __call__(self, method: str, session: str = "", **params: object) -> Json:
+        return self._cdp.call(method, params, session=session, timeout_s=20)
 
     def page(self) -> str:
         """The session of a new page in a browser context of its own."""
@@ -150,7 +141,7 @@ class Devtools:
         return found["result"].get("value")
 
     def close(self) -> None:
-        self._socket.close()
+        self._cdp.close()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -19,10 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import websocket
-
 from crawlfleet import cgroup
 from crawlfleet.browser import processes
+from crawlfleet.browser.cdp import Cdp, CdpFailed
 from crawlfleet.browser.health import Seen
 from crawlfleet.browser.preflight import Installation
 from crawlfleet.local.child import spawn
@@ -35,7 +33,7 @@ ASK_S = 1.0
 FIRST_ASK_S = 0.05
 ANSWER_S = 5.0
 WEIGH_S = 2.0
-NO_ANSWER = (OSError, ValueError, LookupError, http.client.HTTPException, websocket.WebSocketException)
+NO_ANSWER = (OSError, ValueError, LookupError, http.client.HTTPException, CdpFailed)
 """Nobody there, or nonsense."""
 END_POLL_S = 0.01
 LAST_WORDS_S = 0.5
@@ -287,26 +285,13 @@ class _Contexts:
     """Asks Chrome how many browser contexts it has, over one connection for as long as that lasts."""
 
     def __init__(self, cdp: str) -> None:
-        self._cdp = cdp
-        self._socket: websocket.WebSocket | None = None
+        self._url = cdp
+        self._cdp: Cdp | None = None
 
     def __call__(self) -> int:
-        try:
-            if self._socket is None:
-                self._socket = self._connect()
-            self._socket.send(json.dumps({"id": 1, "method": "Target.getBrowserContexts"}))
-            return len(json.loads(self._socket.recv())["result"]["browserContextIds"])
-        except BaseException:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
-            raise
-
-    def _connect(self) -> websocket.WebSocket:
-        """Without an Origin, which would make us a page that Chrome refuses, and past the proxy of the machine."""
-        address = urlsplit(self._cdp)
-        direct = socket.create_connection((address.hostname, address.port), timeout=ANSWER_S)
-        return websocket.create_connection(self._cdp, timeout=ANSWER_S, socket=direct, suppress_origin=True)
+        if self._cdp is None or self._cdp.is_lost:
+            self._cdp = Cdp(self._url, timeout_s=ANSWER_S)
+        return len(self._cdp.call("Target.getBrowserContexts", timeout_s=ANSWER_S)["browserContextIds"])
 
 
 class _Readiness:
