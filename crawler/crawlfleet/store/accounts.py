@@ -188,8 +188,12 @@ def locked_chunk(conn: Connection, source_id: int, user_id: int) -> list[Sealed]
 
 def reseal(conn: Connection, accounts: Sequence[Sealed]) -> None:
     """Write these values; the caller has locked the rows."""
-    with conn.cursor() as cursor:
-        cursor.executemany(
-            sql("reseal_account"),
-            [(a.credentials, a.imported, a.source_id, a.user_id) for a in accounts],
-        )
+    conn.execute(
+        sql("reseal_accounts"),
+        {
+            "sources": [a.source_id for a in accounts],
+            "users": [a.user_id for a in accounts],
+            "credentials": [a.credentials for a in accounts],
+            "imported": [a.imported for a in accounts],
+        },
+    )
