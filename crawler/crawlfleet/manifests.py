@@ -386,11 +386,20 @@ def _address(url: str, *, always_port: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Manifests:
-    """Everything that the given files declare; sources and secrets by name, batches in the files' order."""
+    """Everything that the given files declare; sources and secrets by name, batches in the files' order.
+
+    `places` says where a document stands, by KIND/NAME.
+    """
 
     sources: Mapping[str, CrawlSource] = field(default_factory=dict)
     batches: Sequence[CrawlBatch] = ()
     secrets: Mapping[str, Secret] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def place_of(self, document: CrawlSource | CrawlBatch) -> str:
+        """File, document, kind and name, as an error names them."""
+        title = f"{document.kind}/{document.metadata.name}"
+        return self.places.get(title, title)
 
 
 def proxy_url(manifests: Manifests, egress: Egress) -> str | None:

@@ -212,13 +212,13 @@ class TestAccounts:
             "user_id,source,subscription,last_login_at,credentials.duration_s\n7,noop,free,,1.5\n"
         )
 
-        assert seat.ok("accounts", "import", file) == "1 accounts, 1 with new credentials\n"
+        assert seat.ok("accounts", "import", file) == "1 account, 1 with new credentials\n"
         assert seat.ok("accounts", "list").splitlines()[1].split() == ["7", "noop", "ok", "free", "-", "-"]
 
     def test_import_takes_lines_on_stdin(self, seat: Seat) -> None:
         done = seat.do("accounts", "import", "-", stdin=json.dumps(account_line(7)).encode())
 
-        assert (done.returncode, done.stdout) == (0, "1 accounts, 1 with new credentials\n")
+        assert (done.returncode, done.stdout) == (0, "1 account, 1 with new credentials\n")
 
     def test_of_a_file_with_a_bad_line_nothing_is_written(self, seat: Seat) -> None:
         file = accounts_file(seat, account_line(1), account_line(0))

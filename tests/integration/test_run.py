@@ -184,6 +184,24 @@ class TestSummary:
         assert all(" crawled " in log.read_text() for log in logs)
 
 
+class TestSourcesAlone:
+    """The lever of an emergency: a file of CrawlSource documents is declared, and that is all."""
+
+    def test_are_declared_and_told(self, seat: Seat) -> None:
+        said = seat.ok("run", "-f", manifest(seat, source("slow", cap=0, requestsPerSecond=2.5)))
+
+        assert said == "declared: slow (paused: maxConcurrent 0, requestsPerSecond 2.5)\n"
+
+    def test_pause_a_batch_that_runs(self, seat: Seat) -> None:
+        words = noop_run(seat, users=40, duration_s=0.3, cap=2)
+        run = seat.start(*words)
+        until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+
+        seat.ok("run", "-f", manifest(seat, source(cap=0), name="pause.yaml"))
+
+        run.wait_for("waits for: noop is paused (maxConcurrent: 0)")
+
+
 def test_a_terminal_gets_a_living_picture(seat: Seat) -> None:
     code, drawn = on_a_terminal(seat, *noop_run(seat, users=8, duration_s=0.3))
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from crawlfleet import apply
 from crawlfleet.accounts import format_of, read_accounts
 from crawlfleet.commands.place import Arguments, connection, key_ring
-from crawlfleet.commands.tables import print_table
+from crawlfleet.commands.tables import number_of, print_table
 from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.sources import Adapter
@@ -26,7 +26,7 @@ SHOWN = (*LISTED, "GENERATION", "OPEN_REFRESHES", "EGRESS", "COST_MS")
 def import_accounts(arguments: Arguments) -> int:
     with connection(arguments) as conn:
         lines, renewed = import_file(conn, key_ring(arguments), arguments.file, {})
-    print(f"{lines} accounts, {renewed} with new credentials")
+    print(f"{number_of(lines, 'account')}, {renewed} with new credentials")
     return 0
 
 
@@ -36,7 +36,8 @@ def import_file(
     """Import a file (`-` is stdin): (lines, accounts with new credentials). Of a file with a bad line, nothing."""
     check = apply.credential_check(source_names(conn), adapters)
     with _opened(name) as file:
-        return apply.import_accounts(conn, keys, read_accounts(file, name, format_of(name), check))
+        shown = "stdin" if name == "-" else name
+        return apply.import_accounts(conn, keys, read_accounts(file, shown, format_of(name), check))
 
 
 @contextmanager
@@ -89,5 +90,5 @@ def purge(arguments: Arguments) -> int:
         items = accounts.purge(conn, arguments.user)
     if items is None:
         raise CrawlfleetError(f"user {arguments.user} is being crawled right now; purge again in a moment")
-    print(f"user {arguments.user}: accounts, snapshots and {items} items deleted")
+    print(f"user {arguments.user}: accounts, snapshots and {number_of(items, 'item')} deleted")
     return 0
