@@ -229,7 +229,7 @@ def _add(commands: Commands, name: str, do: str, about: str) -> argparse.Argumen
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("batch", metavar="BATCH", help="its name")
+    parser.add_argument("batch", metavar="BATCH", help="its name (the newest of that name) or uid")
 
 
 def _add_user(parser: argparse.ArgumentParser) -> None:

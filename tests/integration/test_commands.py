@@ -88,7 +88,7 @@ class TestStatus:
     def test_without_a_name_lists_the_batches(self, crawled: Seat) -> None:
         header, *rows = crawled.ok("status").splitlines()
 
-        assert header.split() == ["BATCH", "STATE", "ROUND", "TASKS", "STARTED"]
+        assert header.split() == ["BATCH", "STATE", "ROUND", "TASKS", "STARTED", "UID"]
         assert [row.split()[:4] for row in rows] == [
             ["other", "closed", "1", "1"],
             ["local", "closed", "1", "4"],

@@ -159,6 +159,16 @@ class TestSummary:
             ["nightly", "closed", "1", "4"],
         ]
 
+    def test_another_spec_after_the_batch_was_closed_is_told(self, seat: Seat) -> None:
+        seat.ok(*noop_run(seat, users=4))
+
+        said = seat.ok(*noop_run(seat, users=4, selected={"ids": [1]}))
+
+        assert (
+            "the spec of nightly has changed since its last batch, which is closed: this is a new one\n"
+            in said
+        )
+
     def test_a_batch_that_selects_nobody_says_so(self, seat: Seat) -> None:
         done = seat.do("run", "-f", manifest(seat, source(), batch()), "-o", "json")
 
@@ -182,6 +192,42 @@ class TestSummary:
 
         logs = [seat.state_dir / f"logs/nightly/worker-{i}.log" for i in range(2)]
         assert all(" crawled " in log.read_text() for log in logs)
+
+
+class TestAnEditedFile:
+    """Another spec is another batch: never a second one of that name beside one that is open."""
+
+    @pytest.fixture
+    def interrupted(self, seat: Seat) -> Seat:
+        """A seat with an open batch that nobody works on."""
+        run = seat.start(*noop_run(seat, users=16, duration_s=0.5))
+        until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+        run.signal(signal.SIGINT)
+        run.exit_code()
+        return seat
+
+    def test_is_refused_while_the_batch_before_is_open(self, interrupted: Seat) -> None:
+        done = interrupted.do(*noop_run(interrupted, users=16, selected={"ids": [1]}))
+
+        assert done.returncode == 2
+        assert "a batch nightly of another spec is still open: run it to its end" in done.stderr
+        assert "by `crawlfleet cancel nightly --state-dir " in done.stderr
+        assert len(interrupted.ok("status").splitlines()) == 2
+
+    def test_may_change_what_is_no_part_of_the_batch(self, interrupted: Seat) -> None:
+        interrupted.ok(*noop_run(interrupted, users=16, cap=8, workers=2))
+
+        assert "16/16 done" in interrupted.ok("status", "nightly")
+
+    def test_batches_of_one_name_are_told_apart_by_uid(self, interrupted: Seat) -> None:
+        interrupted.ok("cancel", "nightly")
+        interrupted.ok(*noop_run(interrupted, users=16, selected={"ids": [1]}))
+
+        (new, old) = (row.split()[-1] for row in interrupted.ok("status").splitlines()[1:])
+
+        assert f"nightly: closed, round 1 (uid {new}; " in interrupted.ok("status", "nightly")
+        assert f"nightly: closed, round 1 (uid {old}; " in interrupted.ok("status", old)
+        assert len(interrupted.items("nightly")) == 2
 
 
 class TestSourcesAlone:

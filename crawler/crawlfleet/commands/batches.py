@@ -21,7 +21,7 @@ from crawlfleet.store import accounts, batches, fleet
 from crawlfleet.store.batches import Batch
 from crawlfleet.store.connection import Connection
 
-RECENT = ("BATCH", "STATE", "ROUND", "TASKS", "STARTED")
+RECENT = ("BATCH", "STATE", "ROUND", "TASKS", "STARTED", "UID")
 ITEM = ("user_id", "source", "kind", "external_id", "fetched_at", "body")
 CANCEL_S = 10.0
 """A batch whose workers live is closed within a second or two; one that nobody works on, at once."""
@@ -32,7 +32,7 @@ def status(arguments: Arguments) -> int:
         if arguments.batch:
             _print_status(conn, _find(conn, arguments.batch))
             return 0
-        rows = [(b.name, b.state, b.round, b.total, b.started_at) for b in batches.recent(conn)]
+        rows = [(b.name, b.state, b.round, b.total, b.started_at, b.short_uid) for b in batches.recent(conn)]
     print_table(RECENT, rows)
     return 0
 
@@ -46,7 +46,9 @@ def _find(conn: Connection, name: str) -> Batch:
 
 
 def _print_status(conn: Connection, batch: Batch) -> None:
-    print(f"{batch.name}: {batch.state}, round {batch.round}")
+    others = batches.namesakes(conn, batch.name, batch.uid)
+    which = f" (uid {batch.short_uid}; `crawlfleet status` lists the others of this name)" if others else ""
+    print(f"{batch.name}: {batch.state}, round {batch.round}{which}")
     print(f"  {_closed_line(conn, batch) if batch.state == 'closed' else _open_line(conn, batch)}")
     for worker in [] if batch.state == "closed" else batches.workers(conn, batch.batch_id):
         silent = ", does not answer" if worker.silent else ", draining" if worker.draining else ""

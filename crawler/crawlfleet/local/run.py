@@ -16,7 +16,7 @@ from rich.console import Console
 
 from crawlfleet import planner
 from crawlfleet.apply import local_plan
-from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
+from crawlfleet.errors import BadInput, CrawlfleetError, DatabaseUnavailable
 from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.local.shops import Shop
@@ -89,6 +89,9 @@ class LocalRun:
 
 def run_batches(run: LocalRun, manifests: Manifests, interrupt: Interrupt) -> Iterator[Summary]:
     """Run the manifests' batches one after another, until one is interrupted; yields each one's summary."""
+    with connect(run.database_url, "crawlfleet run") as conn:
+        for batch in manifests.batches:
+            _look_for_namesakes(run, conn, local_plan(batch, manifests))
     for batch in manifests.batches:
         yield run_batch(run, manifests, batch, interrupt)
         if interrupt.count:
@@ -129,6 +132,22 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
         local_fleet.bury(conn)
         fleet.recount(conn, batch_id)
         return _told(run, conn, plan.uid)
+
+
+def _look_for_namesakes(run: LocalRun, conn: Connection, plan: planner.BatchPlan) -> None:
+    """An edited file is another batch: BadInput while the one before it is open, else it is said."""
+    others = batches.namesakes(conn, plan.name, plan.uid)
+    if not others or batches.find(conn, plan.uid) is not None:
+        return
+    if any(state != "closed" for _, state in others):
+        raise BadInput(
+            f"a batch {plan.name} of another spec is still open: run it to its end with the file it began with, or end it"
+            f" by `{run.command('cancel', plan.name)}`, or give this one another name"
+        )
+    say(
+        run.console,
+        f"the spec of {plan.name} has changed since its last batch, which is closed: this is a new one",
+    )
 
 
 def _run_fleet(run: LocalRun, local_fleet: LocalFleet, uid: str, interrupt: Interrupt) -> None:

@@ -29,6 +29,11 @@ class Batch:
     started_at: datetime | None
     closed_at: datetime | None
 
+    @property
+    def short_uid(self) -> str:
+        """What tells it from others of its name: commands take it, too (`batch_by_name`)."""
+        return self.uid[-12:]
+
 
 @dataclass(frozen=True)
 class Wait:
@@ -77,9 +82,14 @@ Counts = dict[str, dict[tuple[str, str | None], int]]
 
 
 def find(conn: Connection, name: str) -> Batch | None:
-    """The newest batch of that name."""
+    """The newest batch of that name, or the one with that uid."""
     row = conn.execute(sql("batch_by_name"), {"name": name}).fetchone()
     return None if row is None else Batch(*row)
+
+
+def namesakes(conn: Connection, name: str, uid: str) -> list[tuple[str, str]]:
+    """(uid, state) of the other batches of that name, the newest first."""
+    return conn.execute(sql("namesakes"), {"name": name, "uid": uid}).fetchall()
 
 
 def recent(conn: Connection) -> list[Batch]:

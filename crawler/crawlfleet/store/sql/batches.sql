@@ -102,11 +102,15 @@ returning batch_id
 update worker set draining = true where worker_id = %(worker)s and ended_at is null
 returning worker_id
 
+-- name: namesakes
+-- Other batches of that name, the newest first.
+select uid, state::text from batch where name = %(name)s and uid <> %(uid)s order by batch_id desc
+
 -- name: batch_by_name
--- The newest batch of that name, or the one with that uid.
+-- The newest batch of that name, or the one with that uid, in full or as `Batch.short_uid` has it.
 select batch_id, uid, name, round, state::text, stop::text, suspended, total, workers,
     extract(epoch from coalesce(closed_at, now()) - started_at)::float8 as seconds, started_at, closed_at
-from batch where name = %(name)s or uid = %(name)s
+from batch where name = %(name)s or uid = %(name)s or right(uid, 12) = %(name)s
 order by batch_id desc limit 1
 
 -- name: recent_batches
