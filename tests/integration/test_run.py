@@ -387,15 +387,31 @@ class TestSuddenDeath:
 
 class TestTwoRuns:
     def test_they_share_the_server_of_one_state_folder(self, own_seat: Seat) -> None:
-        """The second outlives the first, whose server it used: it starts it again."""
+        """The second outlives the first, which started the server: it does not even notice."""
         first = own_seat.start(*noop_run(own_seat, users=8, duration_s=6, name="first"))
         until(lambda: own_seat.crawled("first") >= 1, "the first crawls")
         second = own_seat.start(*noop_run(own_seat, users=24, duration_s=1.5, name="second"))
 
         assert first.exit_code() == 0, first.said
         assert second.exit_code() == 0, second.said
+        assert "PostgreSQL was killed" not in second.said
         own_seat.assert_nothing_is_left()
         assert keys_of(own_seat.items("second")) == two_items_each(24)
+
+    def test_a_command_that_started_the_server_leaves_it_to_a_run(self, own_seat: Seat) -> None:
+        """An export into a pager that is closed in the middle of a run."""
+        own_seat.ok(*noop_run(own_seat, users=4, item_bytes=20_000, items=300, name="first"))
+        export = own_seat.popen("results", "first")
+        assert export.stdout
+        with export.stdout as pager:
+            assert pager.readline().startswith(b"{")
+            run = own_seat.start(*noop_run(own_seat, users=24, duration_s=0.5, name="second"))
+            until(lambda: own_seat.crawled("second") >= 4, "the first crawls")
+        export.wait()
+
+        assert run.exit_code() == 0, run.said
+        assert "PostgreSQL was killed" not in run.said
+        own_seat.assert_nothing_is_left()
 
     def test_of_one_batch_they_help_each_other(self, seat: Seat) -> None:
         words = noop_run(seat, users=24, duration_s=0.3)
