@@ -276,8 +276,15 @@ class TestAccounts:
             done = seat.do("run", "-f", manifest(seat, *documents, batch("first", ["cafe24"])))
             assert done.returncode == 3
 
+            assert "to try again" not in done.stdout
+            assert "accounts that ended auth need a person: `crawlfleet accounts list" in done.stdout
             (line,) = seat.ok("accounts", "list", "--needs-attention").splitlines()[1:]
             assert line.split()[:3] == ["2", "cafe24", "auth"]
+            said = seat.ok("retry", "first").splitlines()
+            assert said[0] == "first: 0 tasks ready again"
+            assert said[1].startswith(
+                "first: 1 task left dead: their accounts need a person. `crawlfleet accounts"
+            )
 
             shop.switch_mall("demo2", revoke_tokens=False)
             consented = seller(2)
@@ -295,6 +302,12 @@ class TestAccounts:
         assert len(seat.ok("accounts", "list").splitlines()) == 2
         with psycopg.connect(database_url) as conn:
             assert scalar(conn, "select count(*) from item where user_id = 1") == 0
+
+    def test_purge_of_an_unknown_user_is_bad_input(self, crawled: Seat) -> None:
+        done = crawled.do("accounts", "purge", "999")
+
+        assert done.returncode == 2
+        assert "user 999 has neither an account nor an item in this database" in done.stderr
 
 
 class TestLevers:
@@ -346,7 +359,20 @@ class TestLevers:
         done = crawled.do("drain", "12345")
 
         assert done.returncode == 2
-        assert "no live worker has the registration 12345" in done.stderr
+        assert "no worker has the registration 12345" in done.stderr
+
+    def test_draining_a_worker_that_has_ended_says_when(self, crawled: Seat) -> None:
+        done = crawled.do("drain", "1")
+
+        assert done.returncode == 2
+        assert re.search(r"worker 1 has ended already, at \d{4}-\d\d-\d\dT", done.stderr)
+
+    def test_draining_a_silent_worker_says_so(self, seat: Seat, database_url: str) -> None:
+        seat.ok(*noop_run(seat, users=1))
+        with psycopg.connect(database_url) as conn:
+            conn.execute("update worker set ended_at = null, renewed_tick = renewed_tick - 100")
+
+        assert "worker 1: draining, but it does not answer" in seat.ok("drain", "1")
 
     def test_a_batch_that_nobody_works_on_is_cancelled_at_once(self, seat: Seat) -> None:
         run = seat.start(*noop_run(seat, users=6, duration_s=0.5))
@@ -375,11 +401,12 @@ class TestLevers:
             ]
             assert seat.do(*words).returncode == 3
             shop.switch_mall("demo3", unknown_reply=False)
-            assert seat.ok("retry", "local", "--verdict", "retry") == "local: 0 tasks are ready again\n"
+            assert seat.ok("retry", "local", "--verdict", "retry") == "local: 0 tasks ready again\n"
 
             said = seat.ok("retry", "local", "--verdict", "bug")
 
-            assert said == "local: 1 tasks are ready again; run the batch again to crawl them\n"
+            assert said == "local: 1 task ready again; run the batch again to crawl them\n"
+            assert "3/4 done, 0 running, 1 waiting, 0 retrying, 0 failed" in seat.ok("status", "local")
             assert "4 of 4 ok" in seat.ok(*words)
         assert seat.crawled("local") == len(SELLERS) + 1
         assert "round 2" in seat.ok("status", "local")

@@ -203,7 +203,14 @@ def test_the_picture_shows_every_number(width: int) -> None:
 def told(state: str, failures: list[Failure]) -> str:
     console = Console(file=io.StringIO(), width=40)
     counts = {"shop": {"total": 9, "ok": 2, "dead": 7, "cancelled": 0}}
-    summed = {"batch": "nightly", "state": state, "reason": "WithFailures", "seconds": 3.0, "counts": counts}
+    summed = {
+        "batch": "nightly",
+        "state": state,
+        "reason": "WithFailures",
+        "seconds": 3.0,
+        "counts": counts,
+        "failures": {"shop": {failure.verdict: failure.tasks for failure in failures}} if failures else {},
+    }
     tell(console, summed, failures, lambda *words: " ".join(("crawlfleet", *words)), "crawlfleet run -f x")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -217,6 +224,24 @@ class TestSummary:
         assert "why: crawlfleet why 17\n" in text
         assert "to try again: crawlfleet retry nightly && crawlfleet run -f x\n" in text
         assert "  crawlfleet results nightly --format jsonl --output nightly.jsonl\n" in text
+
+    def test_does_not_send_people_to_retry_what_needs_a_person(self) -> None:
+        text = told("Complete", [Failure("shop", "auth", "RefreshRefused", 7, 17, "")])
+
+        assert "to try again" not in text
+        assert (
+            "accounts that ended auth need a person: `crawlfleet accounts list --needs-attention` names"
+            in text
+        )
+
+    def test_of_both_says_both(self) -> None:
+        text = told("Complete", [Failure("shop", v, "Why", 1, 17, "") for v in ("auth", "retry")])
+
+        assert "to try again: " in text
+        assert "need a person: " in text
+
+    def test_of_a_cancelled_batch_without_failures_blames_nobody(self) -> None:
+        assert "nightly: Cancelled, 3.0 s\n" in told("Cancelled", [])
 
     def test_of_an_open_batch_says_how_to_resume(self) -> None:
         text = told("Open", [])

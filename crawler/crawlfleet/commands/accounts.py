@@ -87,8 +87,11 @@ def _set_state(arguments: Arguments, state: str, reason: str | None, words: str)
 
 def purge(arguments: Arguments) -> int:
     with connection(arguments) as conn:
-        items = accounts.purge(conn, arguments.user)
-    if items is None:
+        deleted = accounts.purge(conn, arguments.user)
+    if deleted is None:
         raise CrawlfleetError(f"user {arguments.user} is being crawled right now; purge again in a moment")
+    if deleted == (0, 0):
+        raise BadInput(f"user {arguments.user} has neither an account nor an item in this database")
+    _, items = deleted
     print(f"user {arguments.user}: accounts, snapshots and {number_of(items, 'item')} deleted")
     return 0

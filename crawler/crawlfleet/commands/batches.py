@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from crawlfleet.commands.place import Arguments, connection
-from crawlfleet.commands.tables import cell, print_table
+from crawlfleet.commands.tables import cell, number_of, print_table
 from crawlfleet.errors import BadInput
-from crawlfleet.local.watch import duration, failure_words, line, progress, waits_for
+from crawlfleet.local.watch import ATTENTION, duration, failure_words, line, progress, waits_for
 from crawlfleet.store import accounts, batches, fleet
 from crawlfleet.store.batches import Batch
 from crawlfleet.store.connection import Connection
@@ -141,8 +141,12 @@ def retry(arguments: Arguments) -> int:
     with connection(arguments) as conn:
         batch = _find(conn, arguments.batch)
         revived = batches.retry(conn, batch.batch_id, arguments.verdict)
+        left = batches.left_dead(conn, batch.batch_id, arguments.verdict)
+        fleet.recount(conn, batch.batch_id)
     hint = "; run the batch again to crawl them" if revived else ""
-    print(f"{batch.name}: {revived} tasks are ready again{hint}")
+    print(f"{batch.name}: {number_of(revived, 'task')} ready again{hint}")
+    if left:
+        print(f"{batch.name}: {number_of(left, 'task')} left dead: their accounts need a person. {ATTENTION}")
     return 0
 
 
@@ -172,9 +176,15 @@ def _close(conn: Connection, uid: str) -> bool:
 
 def drain(arguments: Arguments) -> int:
     with connection(arguments) as conn:
-        if not batches.drain(conn, arguments.worker):
-            raise BadInput(
-                f"no live worker has the registration {arguments.worker}; `crawlfleet status BATCH` lists them"
-            )
-    print(f"worker {arguments.worker}: draining")
+        batches.drain(conn, arguments.worker)
+        found = batches.worker_ended(conn, arguments.worker)
+    if found is None:
+        raise BadInput(
+            f"no worker has the registration {arguments.worker}; `crawlfleet status BATCH` lists them"
+        )
+    ended_at, is_silent = found
+    if ended_at is not None:
+        raise BadInput(f"worker {arguments.worker} has ended already, at {cell(ended_at)}")
+    silent = ", but it does not answer: it may be gone, then its crawls go to others" if is_silent else ""
+    print(f"worker {arguments.worker}: draining{silent}")
     return 0

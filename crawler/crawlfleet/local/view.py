@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crawlfleet.local.watch import OPEN, Progress, duration, eta, failure_words, line
+from crawlfleet.local.watch import ATTENTION, CANCELLED, OPEN, Progress, duration, eta, failure_words, line
 from crawlfleet.store.batches import Failure
 
 PLAIN_LINE_S = 2.0
@@ -127,7 +127,8 @@ def tell(
     `command` builds a command line for this place, `again` is the one that runs the batch again.
     """
     name = summed["batch"]
-    reason = "" if summed["state"] == OPEN else f", {summed['reason']}"
+    no_reason = summed["state"] == OPEN or (summed["state"] == CANCELLED and not summed["failures"])
+    reason = "" if no_reason else f", {summed['reason']}"
     say(console, f"\n{name}: {summed['state']}{reason}, {summed['seconds']} s")
     for source, n in summed["counts"].items():
         say(
@@ -141,7 +142,9 @@ def tell(
         say(console, f"why: {command('why', str(failures[0].user_id))}")
     if summed["state"] == OPEN:
         say(console, f"the batch is still open; to resume it: {again}")
-    elif failures:
+    elif any(set(verdicts) - {"auth"} for verdicts in summed["failures"].values()):
         say(console, f"to try again: {command('retry', name)} && {again}")
+    if any("auth" in verdicts for verdicts in summed["failures"].values()):
+        say(console, f"accounts that ended auth need a person: {ATTENTION}")
     say(console, "results: in the database, view `items`; to export them:")
     say(console, f"  {command('results', name, '--format', 'jsonl', '--output', name + '.jsonl')}")

@@ -16,6 +16,12 @@ RATE_WINDOW_S = 20.0
 OPEN, COMPLETE, CANCELLED = "Open", "Complete", "Cancelled"
 ALL_SUCCEEDED, WITH_FAILURES = "AllSucceeded", "WithFailures"
 
+ATTENTION = (
+    "`crawlfleet accounts list --needs-attention` names them; import new credentials or `crawlfleet accounts enable USER`,"
+    " then retry"
+)
+"""What to do about tasks that died of `auth`."""
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -158,9 +158,12 @@ def set_state(
         return [name for (name,) in rows]
 
 
-def purge(conn: Connection, user_id: int) -> int | None:
-    """Delete a user's items, accounts and what was kept of them: items deleted, None if a crawl is under way."""
-    set_state(conn, user_id, None, "disabled", "Purging")  # from here on no crawl begins
+def purge(conn: Connection, user_id: int) -> tuple[int, int] | None:
+    """Delete a user's items, accounts and what was kept of them.
+
+    Returns how many (accounts, items) were deleted, None if a crawl is under way.
+    """
+    known = set_state(conn, user_id, None, "disabled", "Purging")  # from here on no crawl begins
     with transaction(conn, long=True):
         if conn.execute(sql("holds_permit"), {"user": user_id}).fetchone() == (True,):
             return None
@@ -168,7 +171,7 @@ def purge(conn: Connection, user_id: int) -> int | None:
         conn.execute(sql("purge_accounts"), {"user": user_id})
         items = conn.execute(sql("purge_items"), {"user": user_id}).rowcount
         conn.execute(sql("purge_snapshots"), {"user": user_id})
-    return items
+    return len(known), items
 
 
 def sample(conn: Connection, batch_id: int | None) -> list[tuple[str, int, bytes]]:

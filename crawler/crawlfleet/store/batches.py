@@ -131,6 +131,13 @@ def retry(conn: Connection, batch_id: int, verdict: str | None) -> int:
     return revived
 
 
+def left_dead(conn: Connection, batch_id: int, verdict: str | None) -> int:
+    """How many dead tasks such a retry leaves, because nobody can log in to their accounts."""
+    with transaction(conn, long=True):
+        row = conn.execute(sql("left_dead"), {"batch": batch_id, "verdict": verdict}).fetchone()
+    return row[0] if row else 0
+
+
 def stop(conn: Connection, batch_id: int, mode: str) -> bool:
     """Set the batch's stop mode (`none`, `drain`, `cancel`); False if it is closed."""
     with transaction(conn):
@@ -141,6 +148,12 @@ def drain(conn: Connection, worker_id: int) -> bool:
     """Let one worker finish what it holds and take no more; False if it is not alive."""
     with transaction(conn):
         return conn.execute(sql("drain_worker"), {"worker": worker_id}).fetchone() is not None
+
+
+def worker_ended(conn: Connection, worker_id: int) -> tuple[datetime | None, bool] | None:
+    """(when the worker ended, if it has; whether it is silent), None if there is no such registration."""
+    row = conn.execute(sql("worker_ended"), {"worker": worker_id}).fetchone()
+    return None if row is None else (row[0], row[1])
 
 
 def failures(conn: Connection, batch_id: int) -> list[Failure]:

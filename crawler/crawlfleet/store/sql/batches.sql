@@ -90,6 +90,12 @@ where t.batch_id = %(batch)s and t.state in ('dead', 'cancelled') and (%(verdict
     and k.source_id = t.source_id and k.user_id = t.user_id
     and a.source_id = t.source_id and a.user_id = t.user_id and a.state = 'ok'
 
+-- name: left_dead
+-- Tasks that no retry revives before somebody has looked after their account.
+select count(*)::int from task t join account a using (source_id, user_id)
+where t.batch_id = %(batch)s and t.state = 'dead' and (%(verdict)s::verdict is null or t.verdict = %(verdict)s)
+    and a.state = 'auth'
+
 -- name: reopen_batch
 update batch set round = round + (state = 'closed')::int, state = 'running', stop = 'none', closed_at = null
 where batch_id = %(batch)s
@@ -101,6 +107,10 @@ returning batch_id
 -- name: drain_worker
 update worker set draining = true where worker_id = %(worker)s and ended_at is null
 returning worker_id
+
+-- name: worker_ended
+-- When a registration ended, and whether it is silent.
+select w.ended_at, f.tick - w.renewed_tick > 2 from worker w cross join fleet f where w.worker_id = %(worker)s
 
 -- name: namesakes
 -- Other batches of that name, the newest first.
