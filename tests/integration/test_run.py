@@ -9,6 +9,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,6 +305,9 @@ class TestInterrupted:
         assert time.monotonic() - began_s < 15
         assert "stopped at once" in run.stdout
         own_seat.assert_nothing_is_left()
+        said = own_seat.ok("status", "nightly")
+        assert "0/4 done, 0 running, 4 waiting" in said
+        assert "WORKER_ID" not in said
         accounts_file(own_seat, *(account_line(user, duration_s=0) for user in range(1, 5)))
         assert own_seat.do(*words).returncode == 0
         assert keys_of(own_seat.items("nightly")) == two_items_each(4)
@@ -317,6 +321,33 @@ class TestInterrupted:
         assert run.exit_code() == 130
         assert "Traceback" not in run.said
         own_seat.assert_nothing_is_left()
+
+
+def test_a_run_whose_workers_were_all_drained_says_so(seat: Seat) -> None:
+    words = noop_run(seat, users=24, duration_s=0.5)
+    run = seat.start(*words)
+    until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+    (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
+
+    seat.ok("drain", line.split()[1].rstrip(":"))
+
+    assert run.exit_code() == 1
+    assert "every worker was drained by `crawlfleet drain`; the same command starts new ones" in run.stdout
+    seat.ok(*words)
+
+
+def test_the_picture_after_a_drain_says_so(seat: Seat) -> None:
+    words = noop_run(seat, users=24, duration_s=0.5)
+    with ThreadPoolExecutor(1) as thread:
+        drawn = thread.submit(on_a_terminal, seat, *words)
+        until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+        (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
+        seat.ok("drain", line.split()[1].rstrip(":"))
+
+        code, text = drawn.result()
+
+    assert code == 1
+    assert text.rpartition("waits for: ")[2].startswith("nothing, since every worker has drained")
 
 
 class TestSuddenDeath:
@@ -338,9 +369,11 @@ class TestSuddenDeath:
         run = seat.start(*noop_run(seat, users=24, duration_s=0.5, workers=2))
         until(lambda: seat.crawled("nightly") >= 4, "the first crawls")
 
-        os.kill(seat.worker(0, run), signal.SIGKILL)
+        lost = seat.worker(0, run)
+        os.kill(lost, signal.SIGKILL)
 
         assert run.exit_code() == 0
+        assert f"worker 0 (pid {lost}) was lost (signal 9); started again\n" in run.stdout
         seat.assert_nothing_is_left()
         assert keys_of(seat.items("nightly")) == two_items_each(24)
 

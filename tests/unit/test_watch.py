@@ -55,7 +55,7 @@ def test_progress_adds_up_the_sources() -> None:
     found = progress(counts)
 
     assert found == Progress(23, done=4, running=1, waiting=4, retrying=5, failed=3, cancelled=6)
-    assert (found.ended, found.open) == (13, 10)
+    assert (found.ended, found.crawled, found.open) == (13, 7, 10)
 
 
 class TestRate:

@@ -62,7 +62,7 @@ def _print_status(conn: Connection, batch: Batch) -> None:
 
 def _open_line(conn: Connection, batch: Batch) -> str:
     p = progress(batches.counts(conn, batch.batch_id))
-    rate = (p.total - p.open) / batch.seconds if batch.seconds else 0.0
+    rate = p.crawled / batch.seconds if batch.seconds and p.running else 0.0
     next_retry_s = batches.next_retry_s(conn, batch.batch_id)
     return line(p, rate, waits_for(p, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop))
 

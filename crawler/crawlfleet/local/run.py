@@ -21,13 +21,15 @@ from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.local.shops import Shop
 from crawlfleet.local.view import Look, PlainView, say, tell, view
-from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Rate, progress, summary, waits_for
+from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Progress, Rate, progress, summary, waits_for
 from crawlfleet.manifests import CrawlBatch, Manifests
 from crawlfleet.store import batches, fleet
 from crawlfleet.store.connection import Connection, connect, transaction
 
 LOOK_S = 0.25
 DRAINS = "running crawls to end (draining)"
+DRAINED = "nothing, since every worker has drained"
+ALL_DRAINED = "every worker was drained by `crawlfleet drain`; the same command starts new ones and goes on"
 DRAINING = "draining: running crawls end, nothing new begins; Ctrl-C again stops at once"
 SHOP_DIED = "the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
 LOST = (psycopg.OperationalError, psycopg.InterfaceError, DatabaseUnavailable)
@@ -130,7 +132,10 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
     _run_fleet(run, local_fleet, plan.uid, interrupt)
     with _connected(run) as conn:
         local_fleet.bury(conn)
+        fleet.housekeep(conn)  # what the buried held is ready again
         fleet.recount(conn, batch_id)
+        if local_fleet.has_drained() and not interrupt.count and _find(conn, plan.uid).state != "closed":
+            say(run.console, ALL_DRAINED)
         return _told(run, conn, plan.uid)
 
 
@@ -217,7 +222,8 @@ class _Watch:
         """Once around. Without a database nothing can be tended: workers that end wait for it, too."""
         try:
             self._conn = self._conn or connect(self._run.database_url, "crawlfleet watch")
-            self._fleet.tend(self._conn)
+            for loss in self._fleet.tend(self._conn):
+                self._view.say(loss)
             self._view.show(self._see(self._conn))
             self._said.discard("database")
         except LOST as exc:
@@ -244,11 +250,18 @@ class _Watch:
         return Look(
             batch.name,
             p,
-            rate=self._rate.add(time.monotonic(), p.ended),
-            waits_for=DRAINS if self._drains else waits_for(p, waits, next_retry_s, batch.stop),
+            rate=self._rate.add(time.monotonic(), p.crawled),
+            waits_for=self._waits_for(p, waits, next_retry_s, batch.stop),
             workers=self._fleet.alive(),
             seconds=batch.seconds or 0.0,
         )
+
+    def _waits_for(
+        self, p: Progress, waits: list[batches.Wait], next_retry_s: float | None, stop: str
+    ) -> str:
+        if p.open and not self._fleet.is_needed():
+            return DRAINED
+        return DRAINS if self._drains else waits_for(p, waits, next_retry_s, stop)
 
     def _revive(self, exc: Exception) -> None:
         """The database is away. If it is ours and was killed, start it again; otherwise it will come back."""

@@ -40,6 +40,11 @@ class Progress:
         return self.done + self.failed + self.cancelled
 
     @property
+    def crawled(self) -> int:
+        """What ended by a crawl: nobody has to work for a cancelled task."""
+        return self.done + self.failed
+
+    @property
     def open(self) -> int:
         return self.total - self.ended
 
@@ -62,7 +67,7 @@ def progress(counts: Counts) -> Progress:
 
 
 class Rate:
-    """Finished tasks a second over the last seconds."""
+    """Tasks crawled to their end a second, over the last seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
