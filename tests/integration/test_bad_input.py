@@ -90,6 +90,40 @@ class TestDatabase:
         assert "the database URL cannot be read; expected postgresql://" in complaint(done)
         assert "secret-word" not in done.stderr
 
+    @pytest.mark.parametrize("how", ["option", "variable"])
+    def test_whose_url_is_empty(self, bare_seat: Seat, how: str) -> None:
+        """Most likely an unset shell variable: not the embedded database by surprise."""
+        words = ["status", "--database-url", ""] if how == "option" else ["status"]
+        bare_seat.environment |= {} if how == "option" else {"CRAWLFLEET_DATABASE_URL": " "}
+
+        done = bare_seat.do(*words)
+
+        assert done.returncode == 2
+        assert "--database-url or CRAWLFLEET_DATABASE_URL is empty" in complaint(done)
+        assert not bare_seat.state_dir.exists()
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("status",),
+            ("why", "1"),
+            ("results", "x"),
+            ("accounts", "list"),
+            ("accounts", "purge", "1"),
+            ("cancel", "x"),
+            ("keys", "rotate"),
+        ],
+        ids=" ".join,
+    )
+    def test_that_a_command_would_have_to_make_to_look_at_it(
+        self, bare_seat: Seat, words: tuple[str, ...]
+    ) -> None:
+        done = bare_seat.do(*words)
+
+        assert done.returncode == 2
+        assert f"there is no database in {bare_seat.state_dir}; `crawlfleet run` and" in complaint(done)
+        assert not bare_seat.state_dir.exists()
+
     def test_without_our_schema(self, seat: Seat, database_url: str) -> None:
         other = (
             database_url.replace("///", "///postgres?").partition("?")[0]

@@ -425,7 +425,16 @@ class TestUpkeep:
 
         assert done.returncode == 1
         assert f"FAIL keys: the key ring {seat.state_dir}/keys does not exist" in done.stdout
+        assert "FAIL credentials: not looked at, since the keys cannot be read" in done.stdout
         assert not (seat.state_dir / "keys").exists()
+
+    def test_doctor_makes_no_database(self, open_dir: Path) -> None:
+        with seat_in(open_dir) as seat:
+            done = seat.do("doctor")
+
+            assert done.returncode == 1
+            assert f"FAIL database: there is no database in {seat.state_dir}" in done.stdout
+            assert not seat.state_dir.exists()
 
     def test_migrate_says_what_it_did(self, seat: Seat) -> None:
         assert seat.ok("migrate") == "the schema is up to date\n"

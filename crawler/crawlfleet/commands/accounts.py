@@ -24,7 +24,7 @@ SHOWN = (*LISTED, "GENERATION", "OPEN_REFRESHES", "EGRESS", "COST_MS")
 
 
 def import_accounts(arguments: Arguments) -> int:
-    with connection(arguments) as conn:
+    with connection(arguments, may_make=True) as conn:
         lines, renewed = import_file(conn, key_ring(arguments), arguments.file, {})
     print(f"{number_of(lines, 'account')}, {renewed} with new credentials")
     return 0

@@ -60,7 +60,7 @@ def _start(
 ) -> LocalRun:
     """Start what a run needs, to be ended by `started`, and bring manifests and accounts into the database."""
     with console.status("starting PostgreSQL") if console.is_terminal else nullcontext():
-        url, postgres = started.enter_context(database(arguments))
+        url, postgres = started.enter_context(database(arguments, may_make=True))
     keys = key_ring(arguments)
     shop = started.enter_context(shops.running_shop(manifests)) if arguments.shops else None
     with connect(url, "crawlfleet run") as conn:
