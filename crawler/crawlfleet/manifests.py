@@ -195,7 +195,7 @@ class BudgetSpec(Model):
 
 
 class CrawlSourceSpec(Model):
-    """`max_concurrent` holds for the whole fleet, 0 pauses; `requests_per_second` for each egress, None is no pace."""
+    """How a platform may be crawled: `maxConcurrent` by the whole fleet (0 pauses), `requestsPerSecond` by each egress."""
 
     adapter: Text
     base_url: BaseURL | None = Field(default=None, alias="baseURL")
@@ -266,7 +266,7 @@ class Users(Model):
 
 
 class CrawlBatchSpec(Model):
-    """`max_concurrent` holds for each worker; `template` is the pod's, as Kubernetes has it."""
+    """Whom to crawl, once. `maxConcurrent` holds for each worker; `template` is the pod's, as Kubernetes has it."""
 
     sources: Annotated[tuple[Label, ...], Strict(False), Field(min_length=1)]
     users: Users = Users(all=True)
