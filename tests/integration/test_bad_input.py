@@ -80,6 +80,7 @@ class TestDatabase:
         assert done.returncode == 1
         assert "cannot reach the database: " in complaint(done)
         assert "Connection refused" in done.stderr
+        assert "?." not in done.stderr
         assert "Check that PostgreSQL runs and that CRAWLFLEET_DATABASE_URL is right" in done.stderr
         assert "secret-word" not in done.stderr
 

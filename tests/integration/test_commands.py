@@ -110,12 +110,24 @@ class TestStatus:
 
 class TestWhy:
     def test_tells_account_and_task(self, crawled: Seat) -> None:
-        assert crawled.ok("why", "2") == "account at cafe24: ok\nlocal, cafe24: ok\n"
+        items = SHOP.orders_per_mall + SHOP.products_per_mall
+
+        account, task = crawled.ok("why", "2").splitlines()
+
+        assert re.fullmatch(
+            rf"account at cafe24: ok, {items} items stored, a crawl takes about \d\.\d s", account
+        )
+        assert re.fullmatch(r"local of \d{4}-\d\d-\d\dT[\d:]+Z, cafe24: ok", task)
+
+    def test_tells_the_newest_batch_first(self, crawled: Seat) -> None:
+        tasks = [line for line in crawled.ok("why", "1").splitlines() if not line.startswith("account")]
+
+        assert [line.split()[0] for line in tasks] == ["other", "local"]
 
     def test_tells_each_attempt_and_shows_the_snapshot(self, crawled: Seat) -> None:
         said = crawled.ok("why", str(BROKEN))
 
-        assert "local, cafe24: dead (bug)" in said
+        assert ", cafe24: dead (bug)\n" in said
         assert " bug: " in said
         assert "snapshot: " in said
 
@@ -144,6 +156,12 @@ class TestResults:
 
         assert len(lines) == 3 * SHOP.products_per_mall
         assert {json.loads(line)["kind"] for line in lines} == {"product"}
+
+    def test_of_a_kind_that_matches_nothing_says_so(self, crawled: Seat) -> None:
+        done = crawled.do("results", "local", "--kind", "parcel")
+
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr == "crawlfleet: no item matches --kind parcel\n"
 
     def test_of_one_source(self, crawled: Seat) -> None:
         assert len(crawled.ok("results", "other", "--source", "noop").splitlines()) == 1
@@ -324,6 +342,9 @@ class TestLevers:
 
         assert "4 running, 2 waiting" in said
         assert "waits for: permits (4 of 4 held)" in said
+        tasks = [seat.ok("why", str(user)).splitlines()[1].partition("noop: ")[2] for user in range(1, 7)]
+        assert sorted(tasks) == ["leased"] * 4 + ["ready, waits for: permits (4 of 4 held)"] * 2
+        assert seat.do("results", "nightly").stderr.startswith("crawlfleet: batch nightly is open: these are")
         workers = re.findall(r"worker \d+: WORKER_ID (\d) on \S+, pid (\d+), (\d) of 10 slots busy", said)
         assert [(int(no), int(pid)) for no, pid, _ in workers] == [(i, seat.worker(i, run)) for i in (0, 1)]
         assert sum(int(busy) for *_, busy in workers) == 4
@@ -375,7 +396,7 @@ class TestLevers:
         assert "worker 1: draining, but it does not answer" in seat.ok("drain", "1")
 
     def test_a_batch_that_nobody_works_on_is_cancelled_at_once(self, seat: Seat) -> None:
-        run = seat.start(*noop_run(seat, users=6, duration_s=0.5))
+        run = seat.start(*noop_run(seat, users=24, duration_s=0.5))
         until(lambda: seat.crawled("nightly") >= 1, "the first crawl")
         run.signal(signal.SIGINT)
         run.exit_code()
@@ -487,6 +508,19 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
     assert ended.value.code == 0
     assert f" {command} [-h]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["accounts", "show", "1"], ["status"], ["keys", "new"]])
+def test_a_wrong_option_shows_the_usage_of_its_command(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--wrong"])
+
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: crawlfleet {' '.join(command[:2])} [-h]")
+    assert f"crawlfleet {' '.join(command[:2])}: error: unrecognized arguments: --wrong" in said
 
 
 def test_the_help_names_every_command() -> None:

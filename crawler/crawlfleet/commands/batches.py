@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
@@ -16,7 +16,7 @@ from typing import IO, Any
 from crawlfleet.commands.place import Arguments, connection
 from crawlfleet.commands.tables import cell, number_of, print_table
 from crawlfleet.errors import BadInput
-from crawlfleet.local.watch import ATTENTION, duration, failure_words, line, progress, waits_for
+from crawlfleet.local.watch import ATTENTION, Progress, duration, failure_words, line, progress, waits_for
 from crawlfleet.store import accounts, batches, fleet
 from crawlfleet.store.batches import Batch
 from crawlfleet.store.connection import Connection
@@ -63,8 +63,12 @@ def _print_status(conn: Connection, batch: Batch) -> None:
 def _open_line(conn: Connection, batch: Batch) -> str:
     p = progress(batches.counts(conn, batch.batch_id))
     rate = p.crawled / batch.seconds if batch.seconds and p.running else 0.0
+    return line(p, rate, _waits_for(conn, batch, p))
+
+
+def _waits_for(conn: Connection, batch: Batch, p: Progress) -> str:
     next_retry_s = batches.next_retry_s(conn, batch.batch_id)
-    return line(p, rate, waits_for(p, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop))
+    return waits_for(p, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop)
 
 
 def _closed_line(conn: Connection, batch: Batch) -> str:
@@ -77,20 +81,31 @@ def why(arguments: Arguments) -> int:
     with connection(arguments) as conn:
         attempts = batches.why(conn, arguments.user)
         states = accounts.show_account(conn, arguments.user)
-    if not attempts and not states:
-        raise BadInput(f"user {arguments.user} has neither an account nor a task in this database")
-    for _, source, state, *_, reason in (row[:6] for row in states):
-        print(f"account at {source}: {state}" + (f" ({reason})" if reason else ""))
-    for (batch, source), rows in groupby(attempts, key=lambda row: row[:2]):
-        _print_attempts(batch, source, list(rows))
+        if not attempts and not states:
+            raise BadInput(f"user {arguments.user} has neither an account nor a task in this database")
+        _print_accounts(states, accounts.count_items(conn, arguments.user))
+        known = {batch.batch_id: batch for batch in batches.recent(conn)}
+        for (batch_id, source), rows in groupby(attempts, key=lambda row: row[:2]):
+            if batch_id in known:
+                _print_task(conn, known[batch_id], source, list(rows))
     return 0
 
 
-def _print_attempts(batch: str, source: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """One task: its state, then each attempt that did not end ok."""
+def _print_accounts(states: Iterable[tuple[Any, ...]], items: Mapping[str, int]) -> None:
+    for _, source, state, _, _, reason, *_, cost_ms in states:
+        why_so = f" ({reason})" if reason else ""
+        cost = f", a crawl takes about {cost_ms / 1000:.1f} s" if cost_ms is not None else ""
+        print(f"account at {source}: {state}{why_so}, {number_of(items.get(source, 0), 'item')} stored{cost}")
+
+
+def _print_task(conn: Connection, batch: Batch, source: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """One task: its state and what it waits for, then each attempt that did not end ok (others leave no trace)."""
     _, _, state, verdict, run_after, *_ = rows[0]
     ended = f" ({verdict})" if verdict not in (None, state) else ""
-    print(f"{batch}, {source}: {state}{ended}" + (f", not before {cell(run_after)}" if run_after else ""))
+    waits = f", not before {cell(run_after)}" if run_after else ""
+    if state == "ready":
+        waits = f", waits for: {_waits_for(conn, batch, progress(batches.counts(conn, batch.batch_id)))}"
+    print(f"{batch.name} of {cell(batch.started_at)}, {source}: {state}{ended}{waits}")
     for at, failed, reason, detail, snapshot in (row[5:] for row in rows):
         if at:
             print(f"  {cell(at)} {failed}: {reason}" + (f": {detail}" if detail else ""))
@@ -106,23 +121,39 @@ def results(arguments: Arguments) -> int:
             raise BadInput(
                 f"batch {batch.name} has no source {arguments.source!r}; it has: {', '.join(sources)}"
             )
+        if batch.state != "closed":
+            _note(f"batch {batch.name} is open: these are the items of the accounts that ended ok so far")
         rows = batches.results(conn, batch.batch_id, arguments.source, arguments.kind)
         with _output(arguments.output) as file:
-            (_write_csv if arguments.format == "csv" else _write_jsonl)(file, rows)
+            written = (_write_csv if arguments.format == "csv" else _write_jsonl)(file, rows)
+    if not written:
+        _note("no item matches" + (f" --kind {arguments.kind}" if arguments.kind else ""))
     return 0
 
 
-def _write_jsonl(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> None:
+def _note(text: str) -> None:
+    """For the person; stdout is for the items."""
+    print(f"crawlfleet: {text}", file=sys.stderr)
+
+
+def _write_jsonl(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> int:
+    """Returns how many; so does its sibling."""
+    written = 0
     for row in rows:
+        written += 1
         item = dict(zip(ITEM, row, strict=True))
         file.write(json.dumps(item, ensure_ascii=False, default=datetime.isoformat) + "\n")
+    return written
 
 
-def _write_csv(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> None:
+def _write_csv(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> int:
     writer = csv.writer(file)
     writer.writerow(ITEM)
+    written = 0
     for *fields, fetched_at, body in rows:
+        written += 1
         writer.writerow([*fields, fetched_at.isoformat(), json.dumps(body, ensure_ascii=False)])
+    return written
 
 
 @contextmanager

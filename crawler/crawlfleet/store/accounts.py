@@ -147,6 +147,11 @@ def show_account(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
     return conn.execute(sql("show_account"), {"user": user_id}).fetchall()
 
 
+def count_items(conn: Connection, user_id: int) -> dict[str, int]:
+    """Source → how many items of the user are stored."""
+    return dict(conn.execute(sql("count_items"), {"user": user_id}).fetchall())
+
+
 def set_state(
     conn: Connection, user_id: int, source: str | None, state: str, reason: str | None
 ) -> list[str]:

@@ -179,7 +179,7 @@ def source_names(conn: Connection, batch_id: int) -> list[str]:
 
 
 def why(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
-    """(batch, source, task state, verdict, run after, at, verdict, reason, detail, snapshot) an attempt."""
+    """(batch id, source, task state, verdict, run after, at, verdict, reason, detail, snapshot) an attempt."""
     return conn.execute(sql("why"), {"user": user_id}).fetchall()
 
 

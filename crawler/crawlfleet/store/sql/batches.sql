@@ -146,14 +146,13 @@ where b.batch_id = %(batch)s order by 1, 2
 select extract(epoch from min(run_after) - now())::float8 from task where batch_id = %(batch)s and state = 'waiting'
 
 -- name: why
--- The attempts of one user, newest last.
-select b.name, s.name, t.state::text, t.verdict::text, t.run_after, f.at, f.verdict::text, f.reason, f.detail, f.snapshot
+-- One user's tasks of the recent batches, of the newest batch first, with the attempts that did not end ok.
+select t.batch_id, s.name, t.state::text, t.verdict::text, t.run_after, f.at, f.verdict::text, f.reason, f.detail, f.snapshot
 from task t
-join batch b using (batch_id)
 join source s using (source_id)
 left join failure f on f.batch_id = t.batch_id and f.task_no = t.task_no
 where t.user_id = %(user)s and t.batch_id in (select batch_id from batch order by batch_id desc limit 20)
-order by t.batch_id, t.task_no, f.failure_id
+order by t.batch_id desc, t.task_no, f.failure_id
 
 -- name: failures
 -- What the dead tasks of a batch died of, the most frequent first, each with one user to look at.
