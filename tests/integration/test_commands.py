@@ -101,6 +101,20 @@ class TestStatus:
         assert "  cafe24: 1 bug, " in said
         assert f"(for example user {BROKEN})" in said
 
+    def test_of_a_failure_whose_cause_is_in_the_logs_tells_where_they_are(
+        self, seat: Seat, database_url: str
+    ) -> None:
+        seat.ok(*noop_run(seat, users=1))
+        with psycopg.connect(database_url) as conn:
+            conn.execute("update task set state = 'dead', verdict = 'bug'")
+            conn.execute(
+                "insert into failure (lease_id, batch_id, task_no, verdict, reason, detail)"
+                " select 1, batch_id, task_no, 'bug', 'KeyError', 'the worker''s log says where' from task"
+            )
+
+        for words in (("status", "nightly"), ("why", "1")):
+            assert f"  logs: {seat.state_dir}/logs/nightly\n" in seat.ok(*words)
+
     def test_of_an_unknown_batch_names_those_there_are(self, crawled: Seat) -> None:
         done = crawled.do("status", "locale")
 

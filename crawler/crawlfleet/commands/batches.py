@@ -16,7 +16,16 @@ from typing import IO, Any
 from crawlfleet.commands.place import Arguments, connection
 from crawlfleet.commands.tables import cell, number_of, print_table
 from crawlfleet.errors import BadInput
-from crawlfleet.local.watch import ATTENTION, Progress, duration, failure_words, line, progress, waits_for
+from crawlfleet.local.watch import (
+    ATTENTION,
+    Progress,
+    duration,
+    failure_words,
+    line,
+    progress,
+    speak_of_logs,
+    waits_for,
+)
 from crawlfleet.store import accounts, batches, fleet
 from crawlfleet.store.batches import Batch
 from crawlfleet.store.connection import Connection
@@ -30,7 +39,8 @@ CANCEL_S = 10.0
 def status(arguments: Arguments) -> int:
     with connection(arguments) as conn:
         if arguments.batch:
-            _print_status(conn, _find(conn, arguments.batch))
+            batch = _find(conn, arguments.batch)
+            _print_status(arguments, conn, batch)
             return 0
         rows = [(b.name, b.state, b.round, b.total, b.started_at, b.short_uid) for b in batches.recent(conn)]
     print_table(RECENT, rows)
@@ -45,7 +55,7 @@ def _find(conn: Connection, name: str) -> Batch:
     return found
 
 
-def _print_status(conn: Connection, batch: Batch) -> None:
+def _print_status(arguments: Arguments, conn: Connection, batch: Batch) -> None:
     others = batches.namesakes(conn, batch.name, batch.uid)
     which = f" (uid {batch.short_uid}; `crawlfleet status` lists the others of this name)" if others else ""
     print(f"{batch.name}: {batch.state}, round {batch.round}{which}")
@@ -56,8 +66,17 @@ def _print_status(conn: Connection, batch: Batch) -> None:
             f"  worker {worker.worker_id}: WORKER_ID {worker.ordinal} on {worker.host}, pid {worker.pid},"
             f" {worker.held} of {worker.slots} slots busy{silent}"
         )
-    for failure in batches.failures(conn, batch.batch_id):
+    failures = batches.failures(conn, batch.batch_id)
+    for failure in failures:
         print(f"  {failure_words(failure)}")
+    _print_logs(arguments, batch, [failure.detail for failure in failures])
+
+
+def _print_logs(arguments: Arguments, batch: Batch, details: Iterable[str]) -> None:
+    """Where they are, if they are here and the details of failures speak of them."""
+    logs = arguments.state_dir / "logs" / batch.name
+    if speak_of_logs(details) and logs.exists():
+        print(f"  logs: {logs}")
 
 
 def _open_line(conn: Connection, batch: Batch) -> str:
@@ -87,7 +106,7 @@ def why(arguments: Arguments) -> int:
         known = {batch.batch_id: batch for batch in batches.recent(conn)}
         for (batch_id, source), rows in groupby(attempts, key=lambda row: row[:2]):
             if batch_id in known:
-                _print_task(conn, known[batch_id], source, list(rows))
+                _print_task(arguments, conn, known[batch_id], source, list(rows))
     return 0
 
 
@@ -98,7 +117,9 @@ def _print_accounts(states: Iterable[tuple[Any, ...]], items: Mapping[str, int])
         print(f"account at {source}: {state}{why_so}, {number_of(items.get(source, 0), 'item')} stored{cost}")
 
 
-def _print_task(conn: Connection, batch: Batch, source: str, rows: Sequence[tuple[Any, ...]]) -> None:
+def _print_task(
+    arguments: Arguments, conn: Connection, batch: Batch, source: str, rows: Sequence[tuple[Any, ...]]
+) -> None:
     """One task: its state and what it waits for, then each attempt that did not end ok (others leave no trace)."""
     _, _, state, verdict, run_after, *_ = rows[0]
     ended = f" ({verdict})" if verdict not in (None, state) else ""
@@ -111,6 +132,7 @@ def _print_task(conn: Connection, batch: Batch, source: str, rows: Sequence[tupl
             print(f"  {cell(at)} {failed}: {reason}" + (f": {detail}" if detail else ""))
         if snapshot:
             print("    snapshot: " + snapshot.replace("\n", "\n    "))
+    _print_logs(arguments, batch, [row[8] or "" for row in rows])
 
 
 def results(arguments: Arguments) -> int:

@@ -169,7 +169,8 @@ def _run_fleet(run: LocalRun, local_fleet: LocalFleet, uid: str, interrupt: Inte
 def _told(run: LocalRun, conn: Connection, uid: str) -> Summary:
     batch = _find(conn, uid)
     summed = summary(conn, batch)
-    tell(run.console, summed, batches.failures(conn, batch.batch_id), run.command, run.again)
+    failures = batches.failures(conn, batch.batch_id)
+    tell(run.console, summed, failures, run.command, run.again, run.log_dir / batch.name)
     return summed
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,11 @@ def failure_words(failure: Failure) -> str:
         f"{failure.source}: {failure.tasks} {failure.verdict}, {failure.reason}{detail}"
         f" (for example user {failure.user_id})"
     )
+
+
+def speak_of_logs(details: Iterable[str]) -> bool:
+    """Whether one of these details of failures sends people to the workers' logs."""
+    return any("worker's log" in detail for detail in details)
 
 
 def summary(conn: Connection, batch: Batch) -> dict[str, Any]:
