@@ -107,7 +107,7 @@ def _add_run(commands: Commands) -> None:
         "--output",
         choices=["text", "json"],
         default="text",
-        help="json: the last line of stdout is the summary, all else goes to stderr",
+        help="json: stdout gets one line of summary a batch, all else goes to stderr",
     )
 
 
