@@ -39,8 +39,11 @@ def examine(url: str, keys_file: Path) -> Iterator[Finding]:
             yield Finding("database", True, _version(conn))
             check_schema(conn)
             yield Finding("schema", True, "up to date")
-            if keys:
-                yield _fitting(conn, keys)
+            yield (
+                _fitting(conn, keys)
+                if keys
+                else Finding("credentials", False, "not looked at, since the keys cannot be read")
+            )
             yield from _sources(conn)
     except (CrawlfleetError, psycopg.Error) as exc:
         yield Finding("database", False, str(exc))

@@ -73,14 +73,14 @@ class LocalFleet:
         logs = [log_dir / f"worker-{i}.log" for i in range(workers)]
         self._slots = [_Slot(i, log, self._start(i, log)) for i, log in enumerate(logs)]
 
-    def tend(self, conn: Connection) -> None:
-        """Bury and restart what died. Raises CrawlfleetError if a worker cannot be kept alive."""
-        for slot in self._slots:
-            if slot.has_died:
-                self._tend_dead(conn, slot)
+    def tend(self, conn: Connection) -> list[str]:
+        """Bury and restart what died; what to tell of it. Raises CrawlfleetError if a worker cannot be kept alive."""
+        return [told for slot in self._slots if slot.has_died and (told := self._tend_dead(conn, slot))]
 
-    def _tend_dead(self, conn: Connection, slot: _Slot) -> None:
+    def _tend_dead(self, conn: Connection, slot: _Slot) -> str:
+        told = ""
         if slot.again_at is None:
+            told = self._loss_of(slot)
             self._bury(conn, slot)
             slot.again_at = self._clock() + RESTART_PAUSE_S
         code = slot.process.returncode
@@ -91,12 +91,23 @@ class LocalFleet:
         if self._clock() >= slot.again_at and not self._draining:
             slot.process = self._start(slot.worker_id, slot.log)
             slot.again_at, slot.restarts = None, slot.restarts + 1
+        return told
+
+    def _loss_of(self, slot: _Slot) -> str:
+        code = slot.process.returncode
+        how = f"was lost (signal {-code})" if code < 0 else f"ended with {code}"
+        then = "not started again, since the run drains" if self._draining else "started again"
+        return f"worker {slot.worker_id} (pid {slot.process.pid}) {how}; {then}"
 
     def is_needed(self) -> bool:
         """Whether a worker process lives, or one that died has to be restarted."""
         return any(
             slot.process.poll() is None or (slot.has_died and not self._draining) for slot in self._slots
         )
+
+    def has_drained(self) -> bool:
+        """Whether every worker ended because it was told to drain."""
+        return all(slot.process.poll() == DRAINED for slot in self._slots)
 
     def alive(self) -> int:
         """How many worker processes live."""

@@ -41,6 +41,9 @@ left join track k using (source_id, user_id)
 left join egress e using (egress_id)
 where a.user_id = %(user)s order by s.name
 
+-- name: count_items
+select s.name, count(*)::int from item i join source s using (source_id) where i.user_id = %(user)s group by 1
+
 -- name: set_account_state
 -- Only a person enables an account that was parked: then what is known of its last refresh counts no more. One under way
 -- is left alone. Sorted, as everything that locks accounts.
