@@ -14,6 +14,7 @@ help: ## list the targets
 setup: .venv/.installed ## install crawlfleet and its tools into .venv, if anything changed
 
 .venv/.installed: requirements.lock pyproject.toml | deps
+	@echo "installing crawlfleet and its tools into .venv; this takes a minute or two"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps -e .

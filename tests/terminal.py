@@ -101,6 +101,10 @@ class Seat:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def popen(self, *words: str | Path) -> subprocess.Popen[bytes]:
+        """A command whose stdout the caller reads as it comes."""
+        return subprocess.Popen(self.arguments(*words), stdout=subprocess.PIPE, env=self.environment)
+
     def start(self, *words: str | Path) -> Running:
         """Start a command in a process group of its own; it is ended with the seat."""
         number = len(self._started)

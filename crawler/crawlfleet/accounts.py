@@ -30,6 +30,10 @@ _CREDENTIAL = "credentials."
 _SOURCE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
+class UnknownSource(BadInput):
+    """Nobody has declared a source of that name."""
+
+
 @dataclass(frozen=True)
 class Account:
     """One user's account at one source, as imported; `last_login_at` in UTC."""
@@ -59,7 +63,7 @@ def read_accounts(
     """Yield the accounts of a file opened in binary, in its order, holding one line and the keys seen so far.
 
     `check(source, credentials)` raises BadInput if an account of that source cannot work with these, `{}`
-    included. Raises BadInput "NAME line N: reason" at the first bad line, so write nothing before the end.
+    included, UnknownSource if there is no such source. Raises BadInput "NAME line N: reason" at the first bad line, so write nothing before the end.
     """
     seen: dict[tuple[str, int], int] = {}
     records = _csv_records(file, name) if format == "csv" else _json_records(file, name)
@@ -92,6 +96,8 @@ def _account(record: dict[str, Any], check: Check) -> Account:
     )
     try:
         check(account.source, credentials)
+    except UnknownSource as exc:
+        raise BadInput(f"source: {exc}") from exc
     except BadInput as exc:
         raise BadInput(f"credentials: {exc}" if credentials else f"credentials are empty: {exc}") from exc
     return account

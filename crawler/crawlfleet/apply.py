@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import groupby
 
-from crawlfleet.accounts import Account
+from crawlfleet.accounts import Account, UnknownSource
 from crawlfleet.credentials import KeyRing, account_context, proxy_context
 from crawlfleet.errors import BadInput
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, egress_caps, exit_identity, proxy_url
@@ -34,14 +34,17 @@ def declare(conn: Connection, keys: KeyRing, manifests: Manifests) -> None:
 
 def adapters(manifests: Manifests) -> dict[str, Adapter]:
     """Source name → its adapter. Raises BadInput if there is none, or it does not take these options."""
-    return {name: _adapter(source) for name, source in manifests.sources.items()}
+    return {name: _adapter(source, manifests) for name, source in manifests.sources.items()}
 
 
-def _adapter(source: CrawlSource) -> Adapter:
+def _adapter(source: CrawlSource, manifests: Manifests) -> Adapter:
+    field = "spec.adapter"
     try:
-        return load_adapter(source.spec.adapter)(source.spec.options)
+        made = load_adapter(source.spec.adapter)
+        field = "spec.options"
+        return made(source.spec.options)
     except BadInput as exc:
-        raise BadInput(f"CrawlSource {source.metadata.name}: {exc}") from exc
+        raise BadInput(f"{manifests.place_of(source)}: {field}: {exc}") from exc
 
 
 def _egresses(keys: KeyRing, manifests: Manifests, source: CrawlSource) -> list[EgressSpec]:
@@ -115,8 +118,11 @@ def credential_check(
         if source in by_name:
             by_name[source].check_credentials(credentials)
         elif source not in known_sources:
-            known = sorted({*known_sources, *by_name})
-            raise BadInput(f"unknown source {source!r}; known: {', '.join(known)}")
+            known = ", ".join(sorted({*known_sources, *by_name}))
+            raise UnknownSource(
+                f"there is no source {source!r}; known: {known}; declare another one with `crawlfleet run -f FILE` of its"
+                " CrawlSource"
+            )
 
     return check
 

@@ -37,7 +37,9 @@ STAND_IN_PORTS = {"cafe24": 8024, "ably": 8025}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Errors for people are one message on stderr."""
-    arguments = _parser().parse_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
+    if unknown:  # argparse itself would show the usage of the whole program
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         code = function_of(arguments.do)(arguments)
         sys.stdout.flush()
@@ -121,7 +123,7 @@ def _add_run(commands: Commands) -> None:
         "--output",
         choices=["text", "json"],
         default="text",
-        help="json: the last line of stdout is the summary, all else goes to stderr",
+        help="json: stdout gets one line of summary a batch, all else goes to stderr",
     )
 
 
@@ -182,17 +184,14 @@ def _add_levers(commands: Commands) -> None:
 
 def _add_pod(commands: Commands) -> None:
     about = "what a crawler pod runs; its settings come from the environment"
-    worker = commands.add_parser("worker", help=about, description=about)
-    worker.set_defaults(do="pod.worker")
+    _add_placeless(commands, "worker", "pod.worker", about)
     about = "supervise one Chrome and its chromedriver; settings come from the environment"
-    chrome = commands.add_parser("chrome", help=about, description=about)
-    chrome.set_defaults(do="pod.chrome")
+    _add_placeless(commands, "chrome", "pod.chrome", about)
 
 
 def _add_shops(commands: Commands) -> None:
     about = "serve the stand-in shops on loopback; writes their sellers' accounts to stdout"
-    shops = commands.add_parser("shops", help=about, description=about)
-    shops.set_defaults(do="shops.serve_shops")
+    shops = _add_placeless(commands, "shops", "shops.serve_shops", about)
     for name, port in STAND_IN_PORTS.items():
         shops.add_argument(f"--{name}-port", type=_positive, default=port, help="default: %(default)s")
     shops.add_argument("--only", choices=list(STAND_IN_PORTS), help="serve this shop alone")
@@ -208,16 +207,13 @@ def _add_shops(commands: Commands) -> None:
 def _add_upkeep(commands: Commands) -> None:
     _add(commands, "migrate", "upkeep.migrate", "bring the database's schema up to date")
     _add(commands, "doctor", "upkeep.doctor", "check database, schema, keys, sources and Chrome")
-    about = "print the CustomResourceDefinitions, as YAML"
-    crds = commands.add_parser("crds", help=about, description=about)
-    crds.set_defaults(do="upkeep.print_crds")
+    _add_placeless(commands, "crds", "upkeep.print_crds", "print the CustomResourceDefinitions, as YAML")
     about = "make and rotate the keys that credentials are sealed with"
     verbs = commands.add_parser("keys", help=about, description=about).add_subparsers(
         required=True, metavar="VERB"
     )
     about = "print a fresh key: a line for the key ring, whose first key seals"
-    new = verbs.add_parser("new", help=about, description=about)
-    new.set_defaults(do="upkeep.new_key")
+    _add_placeless(verbs, "new", "upkeep.new_key", about)
     _add(
         verbs,
         "rotate",
@@ -226,10 +222,16 @@ def _add_upkeep(commands: Commands) -> None:
     )
 
 
+def _add_placeless(commands: Commands, name: str, do: str, about: str) -> argparse.ArgumentParser:
+    """A command, done by the function that `do` names."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    parser.set_defaults(do=do, parser=parser)
+    return parser
+
+
 def _add(commands: Commands, name: str, do: str, about: str) -> argparse.ArgumentParser:
     """A command that works at a place: a database and a key ring."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    parser.set_defaults(do=do)
+    parser = _add_placeless(commands, name, do, about)
     place = parser.add_argument_group("where")
     place.add_argument(
         "--database-url",
@@ -254,7 +256,7 @@ def _add(commands: Commands, name: str, do: str, about: str) -> argparse.Argumen
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("batch", metavar="BATCH", help="its name")
+    parser.add_argument("batch", metavar="BATCH", help="its name (the newest of that name) or uid")
 
 
 def _add_user(parser: argparse.ArgumentParser) -> None:

@@ -46,8 +46,11 @@ def examine(url: str, keys_file: Path, chrome: ChromeSettings) -> Iterator[Findi
             yield Finding("database", True, _version(conn))
             check_schema(conn)
             yield Finding("schema", True, "up to date")
-            if keys:
-                yield _fitting(conn, keys)
+            yield (
+                _fitting(conn, keys)
+                if keys
+                else Finding("credentials", False, "not looked at, since the keys cannot be read")
+            )
             sources = dict(latest_adapters(conn))
             adapters = list(sources.values())
             yield from map(_source, sources, adapters)

@@ -48,10 +48,10 @@ class _Placed:
         return f"{self.place}: {self.title}"
 
 
-def load(paths: Sequence[Path], known_sources: Collection[str] = ()) -> Manifests:
+def load(paths: Sequence[Path]) -> Manifests:
     """Read and check all documents of these files.
 
-    A batch's sources must be among them or in `known_sources` (those that the database has already).
+    A batch's sources must be among them: the settings it works from stand there, not in the database.
     Raises BadInput with one line per problem: file, document, kind and name, path, what was expected.
     """
     problems: list[str] = []
@@ -64,19 +64,21 @@ def load(paths: Sequence[Path], known_sources: Collection[str] = ()) -> Manifest
             continue
         for number, content in contents:
             problems += _add(f"{path}, document {number}", content, placed)
-    manifests = _manifests([p.document for p in placed.values()])
+    manifests = _manifests(placed.values())
     # A reference to a document that could not be read is not worth a second line.
-    problems = problems or list(_broken_references(placed.values(), manifests, known_sources))
+    problems = problems or list(_broken_references(placed.values(), manifests))
     if problems:
         raise BadInput("\n".join(problems))
     return manifests
 
 
-def _manifests(documents: Sequence[Document]) -> Manifests:
+def _manifests(placed: Collection[_Placed]) -> Manifests:
+    documents = [p.document for p in placed]
     return Manifests(
         sources={d.metadata.name: d for d in documents if isinstance(d, CrawlSource)},
         batches=tuple(d for d in documents if isinstance(d, CrawlBatch)),
         secrets={d.metadata.name: d for d in documents if isinstance(d, Secret)},
+        places={p.title: str(p) for p in placed},
     )
 
 
@@ -217,10 +219,8 @@ def _either(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _broken_references(
-    placed: Collection[_Placed], manifests: Manifests, known_sources: Collection[str]
-) -> Iterator[str]:
-    known = sorted({*manifests.sources, *known_sources})
+def _broken_references(placed: Collection[_Placed], manifests: Manifests) -> Iterator[str]:
+    known = sorted(manifests.sources)
     exits: dict[str, str] = {}
     for one in placed:
         if isinstance(one.document, CrawlBatch):
@@ -233,10 +233,13 @@ def _broken_references(
 
 
 def _unknown_sources(spec: CrawlBatchSpec, known: Sequence[str]) -> Iterator[str]:
-    hint = f"known: {', '.join(known)}" if known else "add its document to the files"
+    there = f" (there are {', '.join(known)})" if known else ""
     for index, name in enumerate(spec.sources):
         if name not in known:
-            yield f"spec.sources[{index}]: there is no CrawlSource {name!r}; {hint}"
+            yield (
+                f"spec.sources[{index}]: there is no CrawlSource {name!r} in the files{there}; add its document, even if"
+                " the source is declared already: the batch takes its settings from there"
+            )
 
 
 def _bad_exits(source: CrawlSource, manifests: Manifests, exits: dict[str, str]) -> Iterator[str]:

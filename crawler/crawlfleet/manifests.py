@@ -195,7 +195,7 @@ class BudgetSpec(Model):
 
 
 class CrawlSourceSpec(Model):
-    """`max_concurrent` holds for the whole fleet, 0 pauses; `requests_per_second` for each egress, None is no pace."""
+    """How a platform may be crawled: `maxConcurrent` by the whole fleet (0 pauses), `requestsPerSecond` by each egress."""
 
     adapter: Text
     base_url: BaseURL | None = Field(default=None, alias="baseURL")
@@ -266,7 +266,7 @@ class Users(Model):
 
 
 class CrawlBatchSpec(Model):
-    """`max_concurrent` holds for each worker; `template` is the pod's, as Kubernetes has it."""
+    """Whom to crawl, once. `maxConcurrent` holds for each worker; `template` is the pod's, as Kubernetes has it."""
 
     sources: Annotated[tuple[Label, ...], Strict(False), Field(min_length=1)]
     users: Users = Users(all=True)
@@ -386,11 +386,20 @@ def _address(url: str, *, always_port: bool = False) -> str:
 
 @dataclass(frozen=True)
 class Manifests:
-    """Everything that the given files declare; sources and secrets by name, batches in the files' order."""
+    """Everything that the given files declare; sources and secrets by name, batches in the files' order.
+
+    `places` says where a document stands, by KIND/NAME.
+    """
 
     sources: Mapping[str, CrawlSource] = field(default_factory=dict)
     batches: Sequence[CrawlBatch] = ()
     secrets: Mapping[str, Secret] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def place_of(self, document: CrawlSource | CrawlBatch) -> str:
+        """File, document, kind and name, as an error names them."""
+        title = f"{document.kind}/{document.metadata.name}"
+        return self.places.get(title, title)
 
 
 def proxy_url(manifests: Manifests, egress: Egress) -> str | None:

@@ -16,7 +16,7 @@ from rig import Bed, Held, Rig, Worker, await_end, await_that
 from crawlfleet.store.fleet import Clock, set_clock
 
 USERS, PERMITS, WORKERS = 1000, 20, 4
-SIGMA, SEEDS, IDEAL_S = 1.5, (20, 22, 23), 15.0
+SIGMA, SEEDS, IDEAL_S = 1.5, (20, 22, 23), 20.0
 CLOCK = Clock(tick_s=0.2, expire_ticks=10, quarantine_ticks=5)
 BAR = 1.05
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -80,6 +81,7 @@ class TestDatabase:
         assert done.returncode == 1
         assert "cannot reach the database: " in complaint(done)
         assert "Connection refused" in done.stderr
+        assert "?." not in done.stderr
         assert "Check that PostgreSQL runs and that CRAWLFLEET_DATABASE_URL is right" in done.stderr
         assert "secret-word" not in done.stderr
 
@@ -89,6 +91,40 @@ class TestDatabase:
         assert done.returncode == 2
         assert "the database URL cannot be read; expected postgresql://" in complaint(done)
         assert "secret-word" not in done.stderr
+
+    @pytest.mark.parametrize("how", ["option", "variable"])
+    def test_whose_url_is_empty(self, bare_seat: Seat, how: str) -> None:
+        """Most likely an unset shell variable: not the embedded database by surprise."""
+        words = ["status", "--database-url", ""] if how == "option" else ["status"]
+        bare_seat.environment |= {} if how == "option" else {"CRAWLFLEET_DATABASE_URL": " "}
+
+        done = bare_seat.do(*words)
+
+        assert done.returncode == 2
+        assert "--database-url or CRAWLFLEET_DATABASE_URL is empty" in complaint(done)
+        assert not bare_seat.state_dir.exists()
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("status",),
+            ("why", "1"),
+            ("results", "x"),
+            ("accounts", "list"),
+            ("accounts", "purge", "1"),
+            ("cancel", "x"),
+            ("keys", "rotate"),
+        ],
+        ids=" ".join,
+    )
+    def test_that_a_command_would_have_to_make_to_look_at_it(
+        self, bare_seat: Seat, words: tuple[str, ...]
+    ) -> None:
+        done = bare_seat.do(*words)
+
+        assert done.returncode == 2
+        assert f"there is no database in {bare_seat.state_dir}; `crawlfleet run` and" in complaint(done)
+        assert not bare_seat.state_dir.exists()
 
     def test_without_our_schema(self, seat: Seat, database_url: str) -> None:
         other = (
@@ -277,22 +313,34 @@ class TestManifests:
         done = seat.do("run", "-f", manifest(seat, source(adapter="naver"), batch()))
 
         assert done.returncode == 2
-        assert "CrawlSource noop: unknown adapter 'naver'; installed: " in complaint(done)
+        assert "document 1: CrawlSource/noop: spec.adapter: unknown adapter 'naver'; installed: " in (
+            complaint(done)
+        )
 
     def test_with_an_option_that_the_adapter_does_not_know(self, seat: Seat) -> None:
         done = seat.do("run", "-f", manifest(seat, source(options={"speed": 3}), batch()))
 
         assert done.returncode == 2
-        assert "CrawlSource noop: " in complaint(done)
-        assert "'speed'" in done.stderr
+        assert "document 1: CrawlSource/noop: spec.options: noop: unknown option 'speed'" in complaint(done)
 
-    def test_without_a_batch(self, seat: Seat) -> None:
-        file = manifest(seat, source())
+    def test_with_nothing_to_run_or_declare(self, seat: Seat) -> None:
+        file = manifest(seat, proxy_secret("http://127.0.0.1:1"))
 
         done = seat.do("run", "-f", file)
 
         assert done.returncode == 2
-        assert complaint(done) == f"crawlfleet: no CrawlBatch in {file}\n"
+        assert complaint(done) == f"crawlfleet: neither a CrawlBatch nor a CrawlSource in {file}\n"
+
+    def test_of_a_batch_whose_source_is_declared_but_not_in_the_files(self, seat: Seat) -> None:
+        seat.ok("run", "-f", manifest(seat, source()))
+
+        done = seat.do("run", "-f", manifest(seat, batch()))
+
+        assert done.returncode == 2
+        assert (
+            "there is no CrawlSource 'noop' in the files; add its document, even if the source is declared"
+            in (complaint(done))
+        )
 
     @pytest.mark.parametrize("spec", [{"suspend": True}, {"stop": "Drain"}])
     def test_that_tell_the_batch_to_stand_still(self, seat: Seat, spec: dict[str, Any]) -> None:
@@ -326,7 +374,7 @@ class TestAccounts:
                 "credentials are empty: cafe24: credential 'mall_id' is missing",
             ),
             (seller(2, refresh_token=""), "credentials: cafe24: credential 'refresh_token' is missing"),
-            (account_line(2, source="naver"), "credentials are empty: unknown source 'naver'; known: "),
+            (account_line(2, source="naver"), "source: there is no source 'naver'; known: "),
         ],
         ids=["no credentials", "no token", "unknown source"],
     )
@@ -340,6 +388,15 @@ class TestAccounts:
         assert done.returncode == 2
         assert f"{accounts} line 2: {reason}" in complaint(done)
         assert len(seat.ok("accounts", "list").splitlines()) == 1
+
+    def test_a_line_on_stdin_of_a_source_that_nobody_declared(self, seat: Seat) -> None:
+        line = json.dumps(account_line(1, source="naver", token="x"))
+
+        done = seat.do("accounts", "import", "-", stdin=line.encode())
+
+        assert done.returncode == 2
+        assert "stdin line 1: source: there is no source 'naver'" in complaint(done)
+        assert "declare another one with `crawlfleet run -f FILE` of its CrawlSource" in done.stderr
 
     def test_a_file_that_is_not_there(self, seat: Seat) -> None:
         done = seat.do("accounts", "import", "nowhere.jsonl")

@@ -89,7 +89,7 @@ class TestStatus:
     def test_without_a_name_lists_the_batches(self, crawled: Seat) -> None:
         header, *rows = crawled.ok("status").splitlines()
 
-        assert header.split() == ["BATCH", "STATE", "ROUND", "TASKS", "STARTED"]
+        assert header.split() == ["BATCH", "STATE", "ROUND", "TASKS", "STARTED", "UID"]
         assert [row.split()[:4] for row in rows] == [
             ["other", "closed", "1", "1"],
             ["local", "closed", "1", "4"],
@@ -102,6 +102,20 @@ class TestStatus:
         assert "  cafe24: 1 bug, " in said
         assert f"(for example user {BROKEN})" in said
 
+    def test_of_a_failure_whose_cause_is_in_the_logs_tells_where_they_are(
+        self, seat: Seat, database_url: str
+    ) -> None:
+        seat.ok(*noop_run(seat, users=1))
+        with psycopg.connect(database_url) as conn:
+            conn.execute("update task set state = 'dead', verdict = 'bug'")
+            conn.execute(
+                "insert into failure (lease_id, batch_id, task_no, verdict, reason, detail)"
+                " select 1, batch_id, task_no, 'bug', 'KeyError', 'the worker''s log says where' from task"
+            )
+
+        for words in (("status", "nightly"), ("why", "1")):
+            assert f"  logs: {seat.state_dir}/logs/nightly\n" in seat.ok(*words)
+
     def test_of_an_unknown_batch_names_those_there_are(self, crawled: Seat) -> None:
         done = crawled.do("status", "locale")
 
@@ -111,12 +125,24 @@ class TestStatus:
 
 class TestWhy:
     def test_tells_account_and_task(self, crawled: Seat) -> None:
-        assert crawled.ok("why", "2") == "account at cafe24: ok\nlocal, cafe24: ok\n"
+        items = SHOP.orders_per_mall + SHOP.products_per_mall
+
+        account, task = crawled.ok("why", "2").splitlines()
+
+        assert re.fullmatch(
+            rf"account at cafe24: ok, {items} items stored, a crawl takes about \d\.\d s", account
+        )
+        assert re.fullmatch(r"local of \d{4}-\d\d-\d\dT[\d:]+Z, cafe24: ok", task)
+
+    def test_tells_the_newest_batch_first(self, crawled: Seat) -> None:
+        tasks = [line for line in crawled.ok("why", "1").splitlines() if not line.startswith("account")]
+
+        assert [line.split()[0] for line in tasks] == ["other", "local"]
 
     def test_tells_each_attempt_and_shows_the_snapshot(self, crawled: Seat) -> None:
         said = crawled.ok("why", str(BROKEN))
 
-        assert "local, cafe24: dead (bug)" in said
+        assert ", cafe24: dead (bug)\n" in said
         assert " bug: " in said
         assert "snapshot: " in said
 
@@ -145,6 +171,12 @@ class TestResults:
 
         assert len(lines) == 3 * SHOP.products_per_mall
         assert {json.loads(line)["kind"] for line in lines} == {"product"}
+
+    def test_of_a_kind_that_matches_nothing_says_so(self, crawled: Seat) -> None:
+        done = crawled.do("results", "local", "--kind", "parcel")
+
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr == "crawlfleet: no item matches --kind parcel\n"
 
     def test_of_one_source(self, crawled: Seat) -> None:
         assert len(crawled.ok("results", "other", "--source", "noop").splitlines()) == 1
@@ -213,13 +245,13 @@ class TestAccounts:
             "user_id,source,subscription,last_login_at,credentials.duration_s\n7,noop,free,,1.5\n"
         )
 
-        assert seat.ok("accounts", "import", file) == "1 accounts, 1 with new credentials\n"
+        assert seat.ok("accounts", "import", file) == "1 account, 1 with new credentials\n"
         assert seat.ok("accounts", "list").splitlines()[1].split() == ["7", "noop", "ok", "free", "-", "-"]
 
     def test_import_takes_lines_on_stdin(self, seat: Seat) -> None:
         done = seat.do("accounts", "import", "-", stdin=json.dumps(account_line(7)).encode())
 
-        assert (done.returncode, done.stdout) == (0, "1 accounts, 1 with new credentials\n")
+        assert (done.returncode, done.stdout) == (0, "1 account, 1 with new credentials\n")
 
     def test_of_a_file_with_a_bad_line_nothing_is_written(self, seat: Seat) -> None:
         file = accounts_file(seat, account_line(1), account_line(0))
@@ -277,8 +309,15 @@ class TestAccounts:
             done = seat.do("run", "-f", manifest(seat, *documents, batch("first", ["cafe24"])))
             assert done.returncode == 3
 
+            assert "to try again" not in done.stdout
+            assert "accounts that ended auth need a person: `crawlfleet accounts list" in done.stdout
             (line,) = seat.ok("accounts", "list", "--needs-attention").splitlines()[1:]
             assert line.split()[:3] == ["2", "cafe24", "auth"]
+            said = seat.ok("retry", "first").splitlines()
+            assert said[0] == "first: 0 tasks ready again"
+            assert said[1].startswith(
+                "first: 1 task left dead: their accounts need a person. `crawlfleet accounts"
+            )
 
             shop.switch_account("demo2", revoke_tokens=False)
             consented = seller(2)
@@ -297,6 +336,12 @@ class TestAccounts:
         with psycopg.connect(database_url) as conn:
             assert scalar(conn, "select count(*) from item where user_id = 1") == 0
 
+    def test_purge_of_an_unknown_user_is_bad_input(self, crawled: Seat) -> None:
+        done = crawled.do("accounts", "purge", "999")
+
+        assert done.returncode == 2
+        assert "user 999 has neither an account nor an item in this database" in done.stderr
+
 
 class TestLevers:
     @pytest.fixture
@@ -312,6 +357,9 @@ class TestLevers:
 
         assert "4 running, 2 waiting" in said
         assert "waits for: permits (4 of 4 held)" in said
+        tasks = [seat.ok("why", str(user)).splitlines()[1].partition("noop: ")[2] for user in range(1, 7)]
+        assert sorted(tasks) == ["leased"] * 4 + ["ready, waits for: permits (4 of 4 held)"] * 2
+        assert seat.do("results", "nightly").stderr.startswith("crawlfleet: batch nightly is open: these are")
         workers = re.findall(r"worker \d+: WORKER_ID (\d) on \S+, pid (\d+), (\d) of 10 slots busy", said)
         assert [(int(no), int(pid)) for no, pid, _ in workers] == [(i, seat.worker(i, run)) for i in (0, 1)]
         assert sum(int(busy) for *_, busy in workers) == 4
@@ -347,10 +395,23 @@ class TestLevers:
         done = crawled.do("drain", "12345")
 
         assert done.returncode == 2
-        assert "no live worker has the registration 12345" in done.stderr
+        assert "no worker has the registration 12345" in done.stderr
+
+    def test_draining_a_worker_that_has_ended_says_when(self, crawled: Seat) -> None:
+        done = crawled.do("drain", "1")
+
+        assert done.returncode == 2
+        assert re.search(r"worker 1 has ended already, at \d{4}-\d\d-\d\dT", done.stderr)
+
+    def test_draining_a_silent_worker_says_so(self, seat: Seat, database_url: str) -> None:
+        seat.ok(*noop_run(seat, users=1))
+        with psycopg.connect(database_url) as conn:
+            conn.execute("update worker set ended_at = null, renewed_tick = renewed_tick - 100")
+
+        assert "worker 1: draining, but it does not answer" in seat.ok("drain", "1")
 
     def test_a_batch_that_nobody_works_on_is_cancelled_at_once(self, seat: Seat) -> None:
-        run = seat.start(*noop_run(seat, users=6, duration_s=0.5))
+        run = seat.start(*noop_run(seat, users=24, duration_s=0.5))
         until(lambda: seat.crawled("nightly") >= 1, "the first crawl")
         run.signal(signal.SIGINT)
         run.exit_code()
@@ -376,11 +437,12 @@ class TestLevers:
             ]
             assert seat.do(*words).returncode == 3
             shop.switch_account("demo3", unknown_reply=False)
-            assert seat.ok("retry", "local", "--verdict", "retry") == "local: 0 tasks are ready again\n"
+            assert seat.ok("retry", "local", "--verdict", "retry") == "local: 0 tasks ready again\n"
 
             said = seat.ok("retry", "local", "--verdict", "bug")
 
-            assert said == "local: 1 tasks are ready again; run the batch again to crawl them\n"
+            assert said == "local: 1 task ready again; run the batch again to crawl them\n"
+            assert "3/4 done, 0 running, 1 waiting, 0 retrying, 0 failed" in seat.ok("status", "local")
             assert "4 of 4 ok" in seat.ok(*words)
         assert seat.crawled("local") == len(SELLERS) + 1
         assert "round 2" in seat.ok("status", "local")
@@ -399,7 +461,16 @@ class TestUpkeep:
 
         assert done.returncode == 1
         assert f"FAIL keys: the key ring {seat.state_dir}/keys does not exist" in done.stdout
+        assert "FAIL credentials: not looked at, since the keys cannot be read" in done.stdout
         assert not (seat.state_dir / "keys").exists()
+
+    def test_doctor_makes_no_database(self, open_dir: Path) -> None:
+        with seat_in(open_dir) as seat:
+            done = seat.do("doctor")
+
+            assert done.returncode == 1
+            assert f"FAIL database: there is no database in {seat.state_dir}" in done.stdout
+            assert not seat.state_dir.exists()
 
     def test_migrate_says_what_it_did(self, seat: Seat) -> None:
         assert seat.ok("migrate") == "the schema is up to date\n"
@@ -452,6 +523,19 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
     assert ended.value.code == 0
     assert f" {command} [-h]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["accounts", "show", "1"], ["status"], ["keys", "new"]])
+def test_a_wrong_option_shows_the_usage_of_its_command(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--wrong"])
+
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: crawlfleet {' '.join(command[:2])} [-h]")
+    assert f"crawlfleet {' '.join(command[:2])}: error: unrecognized arguments: --wrong" in said
 
 
 def test_the_help_names_every_command() -> None:

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: who starts it, who may use it, and that nothing of it outlives its owner."""
+"""The embedded PostgreSQL: who starts it, who may use it, and that nothing of it outlives its last user."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from threading import Thread
 
 import psycopg
 import pytest
+from builders import together
 from processes import Watch, descendants
 
 from crawlfleet.errors import CrawlfleetError
@@ -35,7 +36,7 @@ def state_dir(open_dir: Path) -> Path:
 
 
 def start_owner(state_dir: Path) -> subprocess.Popen[str]:
-    """Another process that owns a running server until its stdin is closed."""
+    """Another process that starts a server and uses it until its stdin is closed."""
     owner = subprocess.Popen(
         [sys.executable, "-c", _OWNER, str(state_dir)],
         stdin=subprocess.PIPE,
@@ -49,6 +50,11 @@ def start_owner(state_dir: Path) -> subprocess.Popen[str]:
 
 def postmaster_pid(state_dir: Path) -> int:
     return int((state_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+
+
+def parent(pid: int) -> int:
+    """Of the postmaster it is the keeper."""
+    return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def kill_server(state_dir: Path) -> None:
@@ -166,15 +172,71 @@ def test_a_second_process_uses_the_running_server_and_leaves_it_running(state_di
     owner.communicate(input="")
 
 
-def test_an_attached_process_becomes_the_owner_once_the_first_has_gone(state_dir: Path) -> None:
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_the_first_process_leaves_the_server_to_the_others(state_dir: Path, how: str) -> None:
     owner = start_owner(state_dir)
-    with EmbeddedPostgres(state_dir) as attached:
+    with EmbeddedPostgres(state_dir) as attached, psycopg.connect(attached.url) as conn:
+        watch = Watch(postmaster_pid(state_dir), parent(postmaster_pid(state_dir)))
+        if how == "kill":
+            owner.kill()
         owner.communicate(input="")
+
+        assert attached.poll()
+        assert conn.execute("select 42").fetchone() == (42,)
+        conn.close()
+
+    assert not watch.survivors(timeout_s=5)
+
+
+def test_who_attaches_after_the_first_was_killed_too_early_finds_a_database(state_dir: Path) -> None:
+    owner = start_owner(state_dir)
+    with EmbeddedPostgres(state_dir) as server:
+        with psycopg.connect(server.url.replace("///crawlfleet", "///postgres"), autocommit=True) as conn:
+            conn.execute("drop database crawlfleet")
+
+        with EmbeddedPostgres(state_dir) as late:
+            assert answer(late.url) == 42
+    owner.communicate(input="")
+
+
+def test_many_that_come_at_once_share_one_server(state_dir: Path) -> None:
+    with EmbeddedPostgres(state_dir):
+        pass
+    servers = [EmbeddedPostgres(state_dir) for _ in range(6)]
+
+    assert set(together(*[server.attach_or_start for server in servers])) == {servers[0].url}
+
+    watch = Watch(postmaster_pid(state_dir))
+    for server in servers:
+        server.stop()
+    assert not watch.survivors(timeout_s=5)
+
+
+def test_who_attaches_while_the_last_one_leaves_gets_a_server(state_dir: Path) -> None:
+    """Either the old one or a new one, never an error."""
+    for _ in range(5):
+        owner = start_owner(state_dir)
+        assert owner.stdin
+        owner.stdin.close()
+        with EmbeddedPostgres(state_dir) as late:
+            assert answer(late.url) == 42
+        owner.wait()
+        assert owner.stdout
+        owner.stdout.close()
+
+
+def test_a_killed_keeper_takes_the_server_with_it_and_any_user_starts_another(state_dir: Path) -> None:
+    owner = start_owner(state_dir)
+    watch = Watch(*descendants(owner.pid))
+    with EmbeddedPostgres(state_dir) as attached:
+        os.kill(parent(postmaster_pid(state_dir)), signal.SIGKILL)
+        assert not watch.survivors()
         assert not attached.poll()
 
         attached.restart()
 
         assert answer(attached.url) == 42
+    owner.communicate(input="")
 
 
 def test_a_ctrl_c_at_the_terminal_does_not_reach_the_server(state_dir: Path) -> None:

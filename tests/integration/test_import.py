@@ -135,7 +135,9 @@ def test_subscription_and_last_login_follow_every_file(conn: Connection) -> None
     [
         pytest.param(line(0), "FILE line 2: user_id", id="bad-user"),
         pytest.param(line(1), "FILE line 2: user 1 at shop stands already on line 1", id="twice"),
-        pytest.param(line(2, "other"), "FILE line 2: .*unknown source 'other'", id="unknown-source"),
+        pytest.param(
+            line(2, "other"), "FILE line 2: source: there is no source 'other'", id="unknown-source"
+        ),
         pytest.param(line(2, "cafe24"), "FILE line 2: credentials: .*mall_id", id="bad-credentials"),
     ],
 )
@@ -153,7 +155,7 @@ def test_a_bad_line_is_named_and_nothing_of_its_file_is_written(
 def test_an_unknown_source_is_told_with_the_known_ones(conn: Connection) -> None:
     declare_source(conn)
 
-    with pytest.raises(BadInput, match=r"unknown source 'other'; known: .*cafe24.*shop"):
+    with pytest.raises(BadInput, match=r"there is no source 'other'; known: .*cafe24.*shop"):
         import_lines(conn, line(1, "other"))
 
 

@@ -472,11 +472,6 @@ SIDE_BY_SIDE = (
     paused_in_a_good_bye,
     paused_in_a_rescue,
 )
-IN_A_PIPELINE = pytest.mark.xfail(
-    strict=True,
-    reason="psycopg's executemany ends with Sync and Flush, and the Flush disarms PostgreSQL's time-out of an idle"
-    " transaction: write the chunk in one statement",
-)
 
 
 @pytest.mark.parametrize(
@@ -484,9 +479,7 @@ IN_A_PIPELINE = pytest.mark.xfail(
     [
         pytest.param(SIDE_BY_SIDE, id="side-by-side"),
         pytest.param([paused_in_an_apply], id="apply"),  # locks all egresses
-        pytest.param(
-            [paused_in_a_rotation_of_keys], id="rotation", marks=IN_A_PIPELINE
-        ),  # locks all accounts
+        pytest.param([paused_in_a_rotation_of_keys], id="rotation"),  # locks all accounts
     ],
 )
 def test_a_paused_client_loses_its_locks_and_others_go_on(

@@ -9,6 +9,7 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +161,16 @@ class TestSummary:
             ["nightly", "closed", "1", "4"],
         ]
 
+    def test_another_spec_after_the_batch_was_closed_is_told(self, seat: Seat) -> None:
+        seat.ok(*noop_run(seat, users=4))
+
+        said = seat.ok(*noop_run(seat, users=4, selected={"ids": [1]}))
+
+        assert (
+            "the spec of nightly has changed since its last batch, which is closed: this is a new one\n"
+            in said
+        )
+
     def test_a_batch_that_selects_nobody_says_so(self, seat: Seat) -> None:
         done = seat.do("run", "-f", manifest(seat, source(), batch()), "-o", "json")
 
@@ -183,6 +194,60 @@ class TestSummary:
 
         logs = [seat.state_dir / f"logs/nightly/worker-{i}.log" for i in range(2)]
         assert all(" crawled " in log.read_text() for log in logs)
+
+
+class TestAnEditedFile:
+    """Another spec is another batch: never a second one of that name beside one that is open."""
+
+    @pytest.fixture
+    def interrupted(self, seat: Seat) -> Seat:
+        """A seat with an open batch that nobody works on."""
+        run = seat.start(*noop_run(seat, users=16, duration_s=0.5))
+        until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+        run.signal(signal.SIGINT)
+        run.exit_code()
+        return seat
+
+    def test_is_refused_while_the_batch_before_is_open(self, interrupted: Seat) -> None:
+        done = interrupted.do(*noop_run(interrupted, users=16, selected={"ids": [1]}))
+
+        assert done.returncode == 2
+        assert "a batch nightly of another spec is still open: run it to its end" in done.stderr
+        assert "by `crawlfleet cancel nightly --state-dir " in done.stderr
+        assert len(interrupted.ok("status").splitlines()) == 2
+
+    def test_may_change_what_is_no_part_of_the_batch(self, interrupted: Seat) -> None:
+        interrupted.ok(*noop_run(interrupted, users=16, cap=8, workers=2))
+
+        assert "16/16 done" in interrupted.ok("status", "nightly")
+
+    def test_batches_of_one_name_are_told_apart_by_uid(self, interrupted: Seat) -> None:
+        interrupted.ok("cancel", "nightly")
+        interrupted.ok(*noop_run(interrupted, users=16, selected={"ids": [1]}))
+
+        (new, old) = (row.split()[-1] for row in interrupted.ok("status").splitlines()[1:])
+
+        assert f"nightly: closed, round 1 (uid {new}; " in interrupted.ok("status", "nightly")
+        assert f"nightly: closed, round 1 (uid {old}; " in interrupted.ok("status", old)
+        assert len(interrupted.items("nightly")) == 2
+
+
+class TestSourcesAlone:
+    """The lever of an emergency: a file of CrawlSource documents is declared, and that is all."""
+
+    def test_are_declared_and_told(self, seat: Seat) -> None:
+        said = seat.ok("run", "-f", manifest(seat, source("slow", cap=0, requestsPerSecond=2.5)))
+
+        assert said == "declared: slow (paused: maxConcurrent 0, requestsPerSecond 2.5)\n"
+
+    def test_pause_a_batch_that_runs(self, seat: Seat) -> None:
+        words = noop_run(seat, users=40, duration_s=0.3, cap=2)
+        run = seat.start(*words)
+        until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+
+        seat.ok("run", "-f", manifest(seat, source(cap=0), name="pause.yaml"))
+
+        run.wait_for("waits for: noop is paused (maxConcurrent: 0)")
 
 
 def test_a_terminal_gets_a_living_picture(seat: Seat) -> None:
@@ -241,6 +306,9 @@ class TestInterrupted:
         assert time.monotonic() - began_s < 15
         assert "stopped at once" in run.stdout
         own_seat.assert_nothing_is_left()
+        said = own_seat.ok("status", "nightly")
+        assert "0/4 done, 0 running, 4 waiting" in said
+        assert "WORKER_ID" not in said
         accounts_file(own_seat, *(account_line(user, duration_s=0) for user in range(1, 5)))
         assert own_seat.do(*words).returncode == 0
         assert keys_of(own_seat.items("nightly")) == two_items_each(4)
@@ -254,6 +322,33 @@ class TestInterrupted:
         assert run.exit_code() == 130
         assert "Traceback" not in run.said
         own_seat.assert_nothing_is_left()
+
+
+def test_a_run_whose_workers_were_all_drained_says_so(seat: Seat) -> None:
+    words = noop_run(seat, users=24, duration_s=0.5)
+    run = seat.start(*words)
+    until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+    (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
+
+    seat.ok("drain", line.split()[1].rstrip(":"))
+
+    assert run.exit_code() == 1
+    assert "every worker was drained by `crawlfleet drain`; the same command starts new ones" in run.stdout
+    seat.ok(*words)
+
+
+def test_the_picture_after_a_drain_says_so(seat: Seat) -> None:
+    words = noop_run(seat, users=24, duration_s=0.5)
+    with ThreadPoolExecutor(1) as thread:
+        drawn = thread.submit(on_a_terminal, seat, *words)
+        until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
+        (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
+        seat.ok("drain", line.split()[1].rstrip(":"))
+
+        code, text = drawn.result()
+
+    assert code == 1
+    assert text.rpartition("waits for: ")[2].startswith("nothing, since every worker has drained")
 
 
 class TestSuddenDeath:
@@ -275,9 +370,11 @@ class TestSuddenDeath:
         run = seat.start(*noop_run(seat, users=24, duration_s=0.5, workers=2))
         until(lambda: seat.crawled("nightly") >= 4, "the first crawls")
 
-        os.kill(seat.worker(0, run), signal.SIGKILL)
+        lost = seat.worker(0, run)
+        os.kill(lost, signal.SIGKILL)
 
         assert run.exit_code() == 0
+        assert f"worker 0 (pid {lost}) was lost (signal 9); started again\n" in run.stdout
         seat.assert_nothing_is_left()
         assert keys_of(seat.items("nightly")) == two_items_each(24)
 
@@ -324,15 +421,31 @@ class TestSuddenDeath:
 
 class TestTwoRuns:
     def test_they_share_the_server_of_one_state_folder(self, own_seat: Seat) -> None:
-        """The second outlives the first, whose server it used: it starts it again."""
+        """The second outlives the first, which started the server: it does not even notice."""
         first = own_seat.start(*noop_run(own_seat, users=8, duration_s=6, name="first"))
         until(lambda: own_seat.crawled("first") >= 1, "the first crawls")
         second = own_seat.start(*noop_run(own_seat, users=24, duration_s=1.5, name="second"))
 
         assert first.exit_code() == 0, first.said
         assert second.exit_code() == 0, second.said
+        assert "PostgreSQL was killed" not in second.said
         own_seat.assert_nothing_is_left()
         assert keys_of(own_seat.items("second")) == two_items_each(24)
+
+    def test_a_command_that_started_the_server_leaves_it_to_a_run(self, own_seat: Seat) -> None:
+        """An export into a pager that is closed in the middle of a run."""
+        own_seat.ok(*noop_run(own_seat, users=4, item_bytes=20_000, items=300, name="first"))
+        export = own_seat.popen("results", "first")
+        assert export.stdout
+        with export.stdout as pager:
+            assert pager.readline().startswith(b"{")
+            run = own_seat.start(*noop_run(own_seat, users=24, duration_s=0.5, name="second"))
+            until(lambda: own_seat.crawled("second") >= 4, "the first crawls")
+        export.wait()
+
+        assert run.exit_code() == 0, run.said
+        assert "PostgreSQL was killed" not in run.said
+        own_seat.assert_nothing_is_left()
 
     def test_of_one_batch_they_help_each_other(self, seat: Seat) -> None:
         words = noop_run(seat, users=24, duration_s=0.3)

@@ -285,7 +285,7 @@ class Adapter:
 def test_a_worker_whose_crawl_hangs_in_its_adapter_takes_no_more_and_ends_with_74(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    """Nothing in the process can end such a thread. Its neighbour is finished first."""
+    """Nothing in the process can end such a thread. Its neighbour is finished first, however long that takes."""
     go = tmp_path / "go"
     spec: dict[str, Any] = {"adapter": "stubborn", "maxConcurrent": 1, "options": {"go": str(go)}}
     fleet.declare("stubborn", baseURL="http://localhost/", jobTimeoutSeconds=1, **spec)
@@ -295,6 +295,9 @@ def test_a_worker_whose_crawl_hangs_in_its_adapter_takes_no_more_and_ends_with_7
     fleet.plan()
     worker = fleet.start(0, slots=4, **plugin.install(tmp_path / "plugin", "stubborn", STUBBORN))
     worker.event("a crawl does not end; this worker takes no more")
+    until(lambda: fleet.scalar("select is_full from worker"), "it to leave its part to others")
+    tick = fleet.scalar("select tick from fleet")
+    until(lambda: store.housekeep(fleet.conn) and fleet.scalar("select tick from fleet") >= tick + 4, "turns")
     go.touch()
     assert worker.exit_code() == 74
     assert Counter(fleet.tasks().values()) == {("leased", None): 1, ("ok", "ok"): 1, ("ready", None): 1}

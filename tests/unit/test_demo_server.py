@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +252,15 @@ def test_a_client_that_leaves_the_proxy_leaves_the_shop(
         for thread in serving:
             thread.join(TIMEOUT_S)
         assert not any(thread.is_alive() for thread in serving)
+
+
+def test_the_examples_of_the_documentation_switch_what_they_say(
+    shops: ShopServer[Cafe24Shop], client: requests.Session
+) -> None:
+    doc = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    on, off = re.findall(r"^curl \S+/_control -d '(.*)'$", doc, re.MULTILINE)
+
+    shown = client.post(f"{shops.url}/_control", data=on, timeout=TIMEOUT_S).json()
+    assert (shown["all"]["slow_s"], shown["accounts"]) == (0.5, {"demo3": {"revoke_tokens": True}})
+    shown = client.post(f"{shops.url}/_control", data=off, timeout=TIMEOUT_S).json()
+    assert not any(shown["all"].values())

@@ -62,9 +62,9 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "fleet.yaml"
 
 
-def load_documents(file: Path, *documents: Any, known: tuple[str, ...] = ()) -> Manifests:
+def load_documents(file: Path, *documents: Any) -> Manifests:
     file.write_text(yaml.safe_dump_all(documents), encoding="utf-8")
-    return load([file], known)
+    return load([file])
 
 
 def refusal(file: Path, *documents: Any) -> str:
@@ -153,10 +153,6 @@ def test_documents_of_several_files_refer_to_each_other(tmp_path: Path) -> None:
     first.write_text(yaml.safe_dump(batch()), encoding="utf-8")
     second.write_text(yaml.safe_dump(source()), encoding="utf-8")
     assert load([first, second]).batches[0].spec.sources == ("shop",)
-
-
-def test_a_batch_may_name_a_source_that_is_known_already(file: Path) -> None:
-    assert load_documents(file, batch(), known=("shop",)).sources == {}
 
 
 def test_empty_documents_are_skipped_but_counted(file: Path) -> None:
@@ -360,7 +356,8 @@ def test_a_source_and_a_batch_may_have_the_same_name(file: Path) -> None:
 
 def test_a_batch_of_an_unknown_source_is_refused(file: Path) -> None:
     assert refusal(file, batch(sources=["shop", "mall"]), source()) == (
-        "CrawlBatch/nightly: spec.sources[1]: there is no CrawlSource 'mall'; known: shop"
+        "CrawlBatch/nightly: spec.sources[1]: there is no CrawlSource 'mall' in the files (there are"
+        " shop); add its document, even if the source is declared already: the batch takes its settings from there"
     )
 
 

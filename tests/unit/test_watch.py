@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from crawlfleet.local.run import Interrupt, exit_code
-from crawlfleet.local.view import Look, PlainView, picture, tell
+from crawlfleet.local.view import Look, Picture, PlainView, tell
 from crawlfleet.local.watch import (
     Progress,
     Rate,
@@ -22,6 +23,8 @@ from crawlfleet.local.watch import (
 )
 from crawlfleet.politeness import BANNED_AFTER
 from crawlfleet.store.batches import Failure, Wait
+
+LOGS = Path("/var/lib/crawlfleet/logs/nightly")
 
 
 def tasks(**numbers: int) -> Progress:
@@ -55,7 +58,7 @@ def test_progress_adds_up_the_sources() -> None:
     found = progress(counts)
 
     assert found == Progress(23, done=4, running=1, waiting=4, retrying=5, failed=3, cancelled=6)
-    assert (found.ended, found.open) == (13, 10)
+    assert (found.ended, found.crawled, found.open) == (13, 7, 10)
 
 
 class TestRate:
@@ -188,7 +191,7 @@ class TestPlainView:
 @pytest.mark.parametrize("width", [80, 110])
 def test_the_picture_shows_every_number(width: int) -> None:
     console = Console(file=io.StringIO(), width=width)
-    console.print(picture(looked(tasks(done=10, running=2, waiting=3, retrying=4, failed=5, cancelled=6))))
+    console.print(Picture(looked(tasks(done=10, running=2, waiting=3, retrying=4, failed=5, cancelled=6))))
 
     assert isinstance(console.file, io.StringIO)
     name, header, numbers, waiting = (text.split() for text in console.file.getvalue().splitlines())
@@ -200,16 +203,53 @@ def test_the_picture_shows_every_number(width: int) -> None:
     assert waiting == ["waits", "for:", "workers"]
 
 
+@pytest.mark.parametrize("width", [60, 40, 30])
+def test_a_narrow_picture_leaves_columns_out_and_cuts_none(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    p = tasks(done=1000, running=20, waiting=3000, retrying=4, failed=5, cancelled=6)
+    console.print(Picture(looked(p)))
+
+    assert isinstance(console.file, io.StringIO)
+    name, header, numbers, waiting = console.file.getvalue().splitlines()
+    assert name.split()[0] == "nightly"
+    assert name.split()[-2:] == ["25%", "3s"]
+    assert header.split()[0] == "done"
+    assert "ETA" in header
+    assert "running" in header or width < 60
+    assert len(header.split()) == len(numbers.split())
+    assert "…" not in header + numbers + waiting
+
+
 def told(state: str, failures: list[Failure]) -> str:
     console = Console(file=io.StringIO(), width=40)
     counts = {"shop": {"total": 9, "ok": 2, "dead": 7, "cancelled": 0}}
-    summed = {"batch": "nightly", "state": state, "reason": "WithFailures", "seconds": 3.0, "counts": counts}
-    tell(console, summed, failures, lambda *words: " ".join(("crawlfleet", *words)), "crawlfleet run -f x")
+    summed = {
+        "batch": "nightly",
+        "state": state,
+        "reason": "WithFailures",
+        "seconds": 3.0,
+        "counts": counts,
+        "failures": {"shop": {failure.verdict: failure.tasks for failure in failures}} if failures else {},
+    }
+    tell(
+        console,
+        summed,
+        failures,
+        lambda *words: " ".join(("crawlfleet", *words)),
+        "crawlfleet run -f x",
+        LOGS,
+    )
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 class TestSummary:
+    def test_tells_the_folder_of_the_logs_where_a_failure_speaks_of_them(self) -> None:
+        text = told("Complete", [Failure("shop", "bug", "KeyError", 1, 17, "the worker's log says where")])
+
+        assert f"logs: {LOGS}\n" in text
+        assert "logs: " not in told("Complete", [Failure("shop", "bug", "NoLogs", 1, 17, "")])
+
     def test_of_a_batch_with_failures_says_what_to_do(self) -> None:
         text = told("Complete", [Failure("shop", "retry", "Timeout", 7, 17, "")])
 
@@ -217,6 +257,24 @@ class TestSummary:
         assert "why: crawlfleet why 17\n" in text
         assert "to try again: crawlfleet retry nightly && crawlfleet run -f x\n" in text
         assert "  crawlfleet results nightly --format jsonl --output nightly.jsonl\n" in text
+
+    def test_does_not_send_people_to_retry_what_needs_a_person(self) -> None:
+        text = told("Complete", [Failure("shop", "auth", "RefreshRefused", 7, 17, "")])
+
+        assert "to try again" not in text
+        assert (
+            "accounts that ended auth need a person: `crawlfleet accounts list --needs-attention` names"
+            in text
+        )
+
+    def test_of_both_says_both(self) -> None:
+        text = told("Complete", [Failure("shop", v, "Why", 1, 17, "") for v in ("auth", "retry")])
+
+        assert "to try again: " in text
+        assert "need a person: " in text
+
+    def test_of_a_cancelled_batch_without_failures_blames_nobody(self) -> None:
+        assert "nightly: Cancelled, 3.0 s\n" in told("Cancelled", [])
 
     def test_of_an_open_batch_says_how_to_resume(self) -> None:
         text = told("Open", [])

@@ -11,7 +11,7 @@ from typing import BinaryIO
 from crawlfleet import apply
 from crawlfleet.accounts import format_of, read_accounts
 from crawlfleet.commands.place import Arguments, connection, key_ring
-from crawlfleet.commands.tables import print_table
+from crawlfleet.commands.tables import number_of, print_table
 from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.sources import Adapter
@@ -24,9 +24,9 @@ SHOWN = (*LISTED, "GENERATION", "OPEN_REFRESHES", "EGRESS", "COST_MS")
 
 
 def import_accounts(arguments: Arguments) -> int:
-    with connection(arguments) as conn:
+    with connection(arguments, may_make=True) as conn:
         lines, renewed = import_file(conn, key_ring(arguments), arguments.file, {})
-    print(f"{lines} accounts, {renewed} with new credentials")
+    print(f"{number_of(lines, 'account')}, {renewed} with new credentials")
     return 0
 
 
@@ -36,7 +36,8 @@ def import_file(
     """Import a file (`-` is stdin): (lines, accounts with new credentials). Of a file with a bad line, nothing."""
     check = apply.credential_check(source_names(conn), adapters)
     with _opened(name) as file:
-        return apply.import_accounts(conn, keys, read_accounts(file, name, format_of(name), check))
+        shown = "stdin" if name == "-" else name
+        return apply.import_accounts(conn, keys, read_accounts(file, shown, format_of(name), check))
 
 
 @contextmanager
@@ -86,8 +87,11 @@ def _set_state(arguments: Arguments, state: str, reason: str | None, words: str)
 
 def purge(arguments: Arguments) -> int:
     with connection(arguments) as conn:
-        items = accounts.purge(conn, arguments.user)
-    if items is None:
+        deleted = accounts.purge(conn, arguments.user)
+    if deleted is None:
         raise CrawlfleetError(f"user {arguments.user} is being crawled right now; purge again in a moment")
-    print(f"user {arguments.user}: accounts, snapshots and {items} items deleted")
+    if deleted == (0, 0):
+        raise BadInput(f"user {arguments.user} has neither an account nor an item in this database")
+    _, items = deleted
+    print(f"user {arguments.user}: accounts, snapshots and {number_of(items, 'item')} deleted")
     return 0

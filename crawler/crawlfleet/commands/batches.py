@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
@@ -14,14 +14,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from crawlfleet.commands.place import Arguments, command_line, connection
-from crawlfleet.commands.tables import cell, print_table
+from crawlfleet.commands.tables import cell, number_of, print_table
 from crawlfleet.errors import BadInput, CrawlfleetError
-from crawlfleet.local.watch import duration, failure_words, line, progress, waits_for
+from crawlfleet.local.watch import (
+    ATTENTION,
+    Progress,
+    duration,
+    failure_words,
+    line,
+    progress,
+    speak_of_logs,
+    waits_for,
+)
 from crawlfleet.store import accounts, batches, fleet
 from crawlfleet.store.batches import Batch
 from crawlfleet.store.connection import Connection
 
-RECENT = ("BATCH", "STATE", "ROUND", "TASKS", "STARTED")
+RECENT = ("BATCH", "STATE", "ROUND", "TASKS", "STARTED", "UID")
 ITEM = ("user_id", "source", "kind", "external_id", "fetched_at", "body")
 CANCEL_S = 10.0
 """A batch whose workers live is closed within a second or two; one that nobody works on, at once."""
@@ -30,9 +39,10 @@ CANCEL_S = 10.0
 def status(arguments: Arguments) -> int:
     with connection(arguments) as conn:
         if arguments.batch:
-            _print_status(conn, _find(conn, arguments.batch))
+            batch = _find(conn, arguments.batch)
+            _print_status(arguments, conn, batch)
             return 0
-        rows = [(b.name, b.state, b.round, b.total, b.started_at) for b in batches.recent(conn)]
+        rows = [(b.name, b.state, b.round, b.total, b.started_at, b.short_uid) for b in batches.recent(conn)]
     print_table(RECENT, rows)
     return 0
 
@@ -45,8 +55,10 @@ def _find(conn: Connection, name: str) -> Batch:
     return found
 
 
-def _print_status(conn: Connection, batch: Batch) -> None:
-    print(f"{batch.name}: {batch.state}, round {batch.round}")
+def _print_status(arguments: Arguments, conn: Connection, batch: Batch) -> None:
+    others = batches.namesakes(conn, batch.name, batch.uid)
+    which = f" (uid {batch.short_uid}; `crawlfleet status` lists the others of this name)" if others else ""
+    print(f"{batch.name}: {batch.state}, round {batch.round}{which}")
     print(f"  {_closed_line(conn, batch) if batch.state == 'closed' else _open_line(conn, batch)}")
     for worker in [] if batch.state == "closed" else batches.workers(conn, batch.batch_id):
         silent = ", does not answer" if worker.silent else ", draining" if worker.draining else ""
@@ -54,15 +66,28 @@ def _print_status(conn: Connection, batch: Batch) -> None:
             f"  worker {worker.worker_id}: WORKER_ID {worker.ordinal} on {worker.host}, pid {worker.pid},"
             f" {worker.held} of {worker.slots} slots busy{silent}"
         )
-    for failure in batches.failures(conn, batch.batch_id):
+    failures = batches.failures(conn, batch.batch_id)
+    for failure in failures:
         print(f"  {failure_words(failure)}")
+    _print_logs(arguments, batch, [failure.detail for failure in failures])
+
+
+def _print_logs(arguments: Arguments, batch: Batch, details: Iterable[str]) -> None:
+    """Where they are, if they are here and the details of failures speak of them."""
+    logs = arguments.state_dir / "logs" / batch.name
+    if speak_of_logs(details) and logs.exists():
+        print(f"  logs: {logs}")
 
 
 def _open_line(conn: Connection, batch: Batch) -> str:
     p = progress(batches.counts(conn, batch.batch_id))
-    rate = (p.total - p.open) / batch.seconds if batch.seconds else 0.0
+    rate = p.crawled / batch.seconds if batch.seconds and p.running else 0.0
+    return line(p, rate, _waits_for(conn, batch, p))
+
+
+def _waits_for(conn: Connection, batch: Batch, p: Progress) -> str:
     next_retry_s = batches.next_retry_s(conn, batch.batch_id)
-    return line(p, rate, waits_for(p, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop))
+    return waits_for(p, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop)
 
 
 def _closed_line(conn: Connection, batch: Batch) -> str:
@@ -75,20 +100,33 @@ def why(arguments: Arguments) -> int:
     with connection(arguments) as conn:
         attempts = batches.why(conn, arguments.user)
         states = accounts.show_account(conn, arguments.user)
-    if not attempts and not states:
-        raise BadInput(f"user {arguments.user} has neither an account nor a task in this database")
-    for _, source, state, *_, reason in (row[:6] for row in states):
-        print(f"account at {source}: {state}" + (f" ({reason})" if reason else ""))
-    for (batch, source), rows in groupby(attempts, key=lambda row: row[:2]):
-        _print_attempts(batch, source, list(rows), arguments)
+        if not attempts and not states:
+            raise BadInput(f"user {arguments.user} has neither an account nor a task in this database")
+        _print_accounts(states, accounts.count_items(conn, arguments.user))
+        known = {batch.batch_id: batch for batch in batches.recent(conn)}
+        for (batch_id, source), rows in groupby(attempts, key=lambda row: row[:2]):
+            if batch_id in known:
+                _print_task(arguments, conn, known[batch_id], source, list(rows))
     return 0
 
 
-def _print_attempts(batch: str, source: str, rows: Sequence[tuple[Any, ...]], arguments: Arguments) -> None:
-    """One task: its state, then each attempt that did not end ok."""
+def _print_accounts(states: Iterable[tuple[Any, ...]], items: Mapping[str, int]) -> None:
+    for _, source, state, _, _, reason, *_, cost_ms in states:
+        why_so = f" ({reason})" if reason else ""
+        cost = f", a crawl takes about {cost_ms / 1000:.1f} s" if cost_ms is not None else ""
+        print(f"account at {source}: {state}{why_so}, {number_of(items.get(source, 0), 'item')} stored{cost}")
+
+
+def _print_task(
+    arguments: Arguments, conn: Connection, batch: Batch, source: str, rows: Sequence[tuple[Any, ...]]
+) -> None:
+    """One task: its state and what it waits for, then each attempt that did not end ok (others leave no trace)."""
     _, _, state, verdict, run_after, *_ = rows[0]
     ended = f" ({verdict})" if verdict not in (None, state) else ""
-    print(f"{batch}, {source}: {state}{ended}" + (f", not before {cell(run_after)}" if run_after else ""))
+    waits = f", not before {cell(run_after)}" if run_after else ""
+    if state == "ready":
+        waits = f", waits for: {_waits_for(conn, batch, progress(batches.counts(conn, batch.batch_id)))}"
+    print(f"{batch.name} of {cell(batch.started_at)}, {source}: {state}{ended}{waits}")
     for at, failed, reason, detail, failure_id, snapshot, picture in (row[5:] for row in rows):
         if at:
             print(f"  {cell(at)} {failed}: {reason}" + (f": {detail}" if detail else ""))
@@ -99,6 +137,7 @@ def _print_attempts(batch: str, source: str, rows: Sequence[tuple[Any, ...]], ar
             print(f"    page: kept with its words made unreadable; to look at it: {again}")
         elif snapshot:
             print("    snapshot: " + snapshot.replace("\n", "\n    "))
+    _print_logs(arguments, batch, [row[8] or "" for row in rows])
 
 
 def _saved(folder: Path, failure_id: int, html: str, picture: bytes) -> list[str]:
@@ -121,23 +160,39 @@ def results(arguments: Arguments) -> int:
             raise BadInput(
                 f"batch {batch.name} has no source {arguments.source!r}; it has: {', '.join(sources)}"
             )
+        if batch.state != "closed":
+            _note(f"batch {batch.name} is open: these are the items of the accounts that ended ok so far")
         rows = batches.results(conn, batch.batch_id, arguments.source, arguments.kind)
         with _output(arguments.output) as file:
-            (_write_csv if arguments.format == "csv" else _write_jsonl)(file, rows)
+            written = (_write_csv if arguments.format == "csv" else _write_jsonl)(file, rows)
+    if not written:
+        _note("no item matches" + (f" --kind {arguments.kind}" if arguments.kind else ""))
     return 0
 
 
-def _write_jsonl(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> None:
+def _note(text: str) -> None:
+    """For the person; stdout is for the items."""
+    print(f"crawlfleet: {text}", file=sys.stderr)
+
+
+def _write_jsonl(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> int:
+    """Returns how many; so does its sibling."""
+    written = 0
     for row in rows:
+        written += 1
         item = dict(zip(ITEM, row, strict=True))
         file.write(json.dumps(item, ensure_ascii=False, default=datetime.isoformat) + "\n")
+    return written
 
 
-def _write_csv(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> None:
+def _write_csv(file: IO[str], rows: Iterable[tuple[Any, ...]]) -> int:
     writer = csv.writer(file)
     writer.writerow(ITEM)
+    written = 0
     for *fields, fetched_at, body in rows:
+        written += 1
         writer.writerow([*fields, fetched_at.isoformat(), json.dumps(body, ensure_ascii=False)])
+    return written
 
 
 @contextmanager
@@ -156,8 +211,12 @@ def retry(arguments: Arguments) -> int:
     with connection(arguments) as conn:
         batch = _find(conn, arguments.batch)
         revived = batches.retry(conn, batch.batch_id, arguments.verdict)
+        left = batches.left_dead(conn, batch.batch_id, arguments.verdict)
+        fleet.recount(conn, batch.batch_id)
     hint = "; run the batch again to crawl them" if revived else ""
-    print(f"{batch.name}: {revived} tasks are ready again{hint}")
+    print(f"{batch.name}: {number_of(revived, 'task')} ready again{hint}")
+    if left:
+        print(f"{batch.name}: {number_of(left, 'task')} left dead: their accounts need a person. {ATTENTION}")
     return 0
 
 
@@ -187,9 +246,15 @@ def _close(conn: Connection, uid: str) -> bool:
 
 def drain(arguments: Arguments) -> int:
     with connection(arguments) as conn:
-        if not batches.drain(conn, arguments.worker):
-            raise BadInput(
-                f"no live worker has the registration {arguments.worker}; `crawlfleet status BATCH` lists them"
-            )
-    print(f"worker {arguments.worker}: draining")
+        batches.drain(conn, arguments.worker)
+        found = batches.worker_ended(conn, arguments.worker)
+    if found is None:
+        raise BadInput(
+            f"no worker has the registration {arguments.worker}; `crawlfleet status BATCH` lists them"
+        )
+    ended_at, is_silent = found
+    if ended_at is not None:
+        raise BadInput(f"worker {arguments.worker} has ended already, at {cell(ended_at)}")
+    silent = ", but it does not answer: it may be gone, then its crawls go to others" if is_silent else ""
+    print(f"worker {arguments.worker}: draining{silent}")
     return 0

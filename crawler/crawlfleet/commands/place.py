@@ -14,6 +14,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from crawlfleet.credentials import KeyRing
+from crawlfleet.errors import BadInput
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.store.migrations import check_schema, migrate
@@ -29,20 +30,43 @@ def default_state_dir() -> Path:
 
 
 @contextmanager
-def database(arguments: Arguments) -> Iterator[tuple[str, EmbeddedPostgres | None]]:
-    """The database's URL, and the embedded server if no URL was given; it is up to date while entered."""
-    if arguments.database_url:
-        yield arguments.database_url, None
+def database(
+    arguments: Arguments, *, may_make: bool = False
+) -> Iterator[tuple[str, EmbeddedPostgres | None]]:
+    """The database's URL, and the embedded server if no URL was given; it is up to date while entered.
+
+    Raises BadInput if there is none yet, unless the command is one that may make it: who only looks would otherwise
+    be shown an empty database instead of the wrong folder.
+    """
+    if url := given_url(arguments):
+        yield url, None
         return
-    with EmbeddedPostgres(arguments.state_dir) as postgres:
+    postgres = EmbeddedPostgres(arguments.state_dir)
+    if not may_make and not postgres.exists:
+        raise BadInput(
+            f"there is no database in {arguments.state_dir}; `crawlfleet run` and `crawlfleet accounts import` make one,"
+            " --state-dir and --database-url name another"
+        )
+    with postgres:
         migrate(postgres.url)
         yield postgres.url, postgres
 
 
+def given_url(arguments: Arguments) -> str | None:
+    """The URL that was given, None for the embedded database."""
+    url: str | None = arguments.database_url
+    if url is not None and not url.strip():
+        raise BadInput(
+            "--database-url or CRAWLFLEET_DATABASE_URL is empty; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
+            " or neither of them for the embedded database"
+        )
+    return url
+
+
 @contextmanager
-def connection(arguments: Arguments) -> Iterator[Connection]:
+def connection(arguments: Arguments, *, may_make: bool = False) -> Iterator[Connection]:
     """A connection to the database, whose schema is ours."""
-    with database(arguments) as (url, _), connect(url, "crawlfleet command") as conn:
+    with database(arguments, may_make=may_make) as (url, _), connect(url, "crawlfleet command") as conn:
         check_schema(conn)
         yield conn
 

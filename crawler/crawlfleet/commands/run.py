@@ -43,12 +43,12 @@ def run(arguments: Arguments) -> int:
 
 
 def _check_batches(arguments: Arguments, manifests: Manifests) -> None:
-    if not manifests.batches:
-        raise BadInput("no CrawlBatch in " + ", ".join(map(str, arguments.file)))
+    if not manifests.batches and not manifests.sources:
+        raise BadInput("neither a CrawlBatch nor a CrawlSource in " + ", ".join(map(str, arguments.file)))
     for batch in manifests.batches:
         if batch.spec.suspend or batch.spec.stop != "None":
             raise BadInput(
-                f"CrawlBatch/{batch.metadata.name}: spec.suspend and spec.stop are for a cluster; remove them"
+                f"{manifests.place_of(batch)}: spec.suspend and spec.stop are for a cluster; remove them"
                 " to run the batch here (Ctrl-C drains, `crawlfleet cancel` cancels)"
             )
 
@@ -62,13 +62,15 @@ def _start(
 ) -> LocalRun:
     """Start what a run needs, to be ended by `started`, and bring manifests and accounts into the database."""
     with console.status("starting PostgreSQL") if console.is_terminal else nullcontext():
-        url, postgres = started.enter_context(database(arguments))
+        url, postgres = started.enter_context(database(arguments, may_make=True))
     keys = key_ring(arguments)
     running = started.enter_context(running_shops(manifests)) if arguments.shops else ()
     with connect(url, "crawlfleet run") as conn:
         check_schema(conn)
         check_keys(conn, keys)
         apply.declare(conn, keys, manifests)
+        if not manifests.batches:  # with a batch, its progress tells enough
+            _tell_declared(console, manifests)
         for shop in running:
             apply.import_accounts(conn, keys, shop.accounts())
         if arguments.accounts:
@@ -84,6 +86,14 @@ def _start(
         again=command_line(arguments, *_words(arguments)),
         workers=arguments.workers,
     )
+
+
+def _tell_declared(console: Console, manifests: Manifests) -> None:
+    for name, source in sorted(manifests.sources.items()):
+        cap, rate = source.spec.max_concurrent, source.spec.requests_per_second
+        paused = "paused: " if cap == 0 else ""
+        pace = f", requestsPerSecond {rate:g}" if rate else ""
+        say(console, f"declared: {name} ({paused}maxConcurrent {cap}{pace})")
 
 
 def _words(arguments: Arguments) -> list[str]:

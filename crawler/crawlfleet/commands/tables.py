@@ -1,4 +1,4 @@
-"""Tables for people and for `awk`: columns padded to their widest cell, never cut to a terminal's width."""
+"""Tables for people and for `awk`: columns padded to their widest cell, never cut to a terminal's width; and numbers."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if isinstance(value, datetime) else str(value)
+
+
+def number_of(count: int, thing: str) -> str:
+    """1 account, 2 accounts."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 from crawlfleet import crds
-from crawlfleet.commands.place import Arguments, connection, database, keys_path
+from crawlfleet.commands.place import Arguments, connection, database, given_url, keys_path
 from crawlfleet.credentials import KeyRing
-from crawlfleet.doctor import examine
-from crawlfleet.errors import BadInput
+from crawlfleet.doctor import Finding, examine
+from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.keys import rotate
 from crawlfleet.settings import ChromeSettings
 from crawlfleet.store import migrations
 
 
 def migrate(arguments: Arguments) -> int:
-    if not arguments.database_url:
+    url = given_url(arguments)
+    if url is None:
         raise BadInput(
             "migrate needs --database-url or CRAWLFLEET_DATABASE_URL; the embedded database migrates itself"
         )
-    applied = migrations.migrate(arguments.database_url)
+    applied = migrations.migrate(url)
     print(f"applied: {', '.join(applied)}" if applied else "the schema is up to date")
     return 0
 
 
 def doctor(arguments: Arguments) -> int:
     bad = 0
-    chrome = ChromeSettings.from_environment(os.environ)
-    with database(arguments) as (url, _):
-        for finding in examine(url, keys_path(arguments), chrome):
-            bad += not finding.well
-            print(f"{'ok  ' if finding.well else 'FAIL'} {finding.what}: {finding.words}")
+    for finding in _findings(arguments):
+        bad += not finding.well
+        print(f"{'ok  ' if finding.well else 'FAIL'} {finding.what}: {finding.words}")
     return 1 if bad else 0
+
+
+def _findings(arguments: Arguments) -> Iterator[Finding]:
+    """Without a database to look at, that is the finding."""
+    try:
+        with database(arguments) as (url, _):
+            yield from examine(url, keys_path(arguments), ChromeSettings.from_environment(os.environ))
+    except CrawlfleetError as exc:
+        yield Finding("database", False, str(exc))
 
 
 def print_crds(_: Arguments) -> int:

@@ -76,16 +76,17 @@ class LocalFleet:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._slots = [self._fill(i, log_dir, chrome) for i in range(workers)]
 
-    def tend(self, conn: Connection) -> None:
-        """Bury and restart what died. Raises CrawlfleetError if a worker or its Chrome cannot be kept alive."""
+    def tend(self, conn: Connection) -> list[str]:
+        """Bury and restart what died; what to tell of it. Raises CrawlfleetError if a worker or its Chrome cannot be kept alive."""
         for slot in self._slots:
-            if slot.has_died:
-                self._tend_dead(conn, slot)
             if slot.chrome is not None:
                 _tend_chrome(slot.chrome, is_needed=not slot.has_finished)
+        return [told for slot in self._slots if slot.has_died and (told := self._tend_dead(conn, slot))]
 
-    def _tend_dead(self, conn: Connection, slot: _Slot) -> None:
+    def _tend_dead(self, conn: Connection, slot: _Slot) -> str:
+        told = ""
         if slot.again_at is None:
+            told = self._loss_of(slot)
             self._bury(conn, slot)
             slot.again_at = self._clock() + RESTART_PAUSE_S
         code = slot.process.returncode
@@ -96,12 +97,23 @@ class LocalFleet:
         if self._clock() >= slot.again_at and not self._draining:
             slot.process = self._start(slot.worker_id, slot.log, slot.chrome)
             slot.again_at, slot.restarts = None, slot.restarts + 1
+        return told
+
+    def _loss_of(self, slot: _Slot) -> str:
+        code = slot.process.returncode
+        how = f"was lost (signal {-code})" if code < 0 else f"ended with {code}"
+        then = "not started again, since the run drains" if self._draining else "started again"
+        return f"worker {slot.worker_id} (pid {slot.process.pid}) {how}; {then}"
 
     def is_needed(self) -> bool:
         """Whether a worker process lives, or one that died has to be restarted."""
         return any(
             slot.process.poll() is None or (slot.has_died and not self._draining) for slot in self._slots
         )
+
+    def has_drained(self) -> bool:
+        """Whether every worker ended because it was told to drain."""
+        return all(slot.process.poll() == DRAINED for slot in self._slots)
 
     def alive(self) -> int:
         """How many worker processes live."""

@@ -1,9 +1,9 @@
-"""The embedded PostgreSQL of `crawlfleet run`: the system's binaries, a private socket, our lifetime.
+"""The embedded PostgreSQL of `crawlfleet run`: the system's binaries, a private socket, its users' lifetime.
 
-The lock is the heart of it. `STATE/lock` is flocked through one open file that the server and its backends
-inherit, so the kernel holds it until the last of them is gone, whoever was killed and however. Who gets the
-lock may touch the data folder; who does not uses the server that is there, if its owner lives: that one alone
-holds `STATE/owner`. It sets up no schema and knows no tables: `store` does.
+The lock is the heart of it. `STATE/lock` is flocked through one open file that the server, its backends and its
+keeper inherit, so the kernel holds it until the last of them is gone, whoever was killed and however. Who gets
+the lock may touch the data folder and start a server; who does not takes a seat at the server that is there.
+It lives until the last seat is given back (`keeper`). It sets up no schema and knows no tables: `store` does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
@@ -30,11 +31,11 @@ from psycopg import pq
 
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
 from crawlfleet.local.child import spawn
+from crawlfleet.local.keeper import is_kept, leave, start_keeper, take_seat
 
 START_S = 60.0
 RECOVERY_S = 600.0
 """Replaying the log after a crash may take longer than a start; giving up would only begin it again."""
-STOP_S = 30.0
 _POLL_S = 0.02
 _LOW_DISK_MB = 64  # a new data folder and its first log files take about as much
 _WAL_FILE_MB = 16
@@ -62,7 +63,7 @@ class EmbeddedPostgres:
     """One PostgreSQL server under `state_dir`, shared by every crawlfleet process that names this folder.
 
     `settings` are server settings that win over ours. As a context manager it starts (or finds) the server
-    and stops it if it was us who started it. Start it from the main thread: the server follows the thread.
+    and leaves it; the last one to leave ends it.
     """
 
     def __init__(self, state_dir: Path, *, settings: Mapping[str, str] | None = None) -> None:
@@ -72,8 +73,14 @@ class EmbeddedPostgres:
         self._log = self._state_dir / "postgres.log"
         self._user = _server_account()
         self._socket_dir = _socket_dir(self._state_dir)
-        self._locks: list[IO[bytes]] = []
-        self._server: subprocess.Popen[bytes] | None = None
+        self._door = self._socket_dir / "keeper"
+        self._seat: socket.socket | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None  # if it was us who started it
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a database to start."""
+        return self._data_dir.exists()
 
     @property
     def url(self) -> str:
@@ -100,26 +107,31 @@ class EmbeddedPostgres:
         """
         self._prepare_state_dir()
         began_s = time.monotonic()
-        while (lock := self._try_lock()) is None:
-            if self._has_owner() and self._has_database():
-                return self.url
-            if time.monotonic() - began_s > _patience_s(self._ping()):
-                raise self._failed("of another process, which holds the lock beside it, does not answer")
-            time.sleep(_POLL_S)
-        self._locks = [lock, self._open("owner")]
         try:
-            fcntl.flock(self._locks[1], fcntl.LOCK_EX)  # held by others for the moment of `_has_owner` alone
-            self._start(lock)
+            while (lock := self._try_lock()) is None:
+                if self._is_seated() and self._has_database():
+                    return self.url
+                if time.monotonic() - began_s > _patience_s(self._ping()):
+                    raise self._failed("of another process, which holds the lock beside it, does not answer")
+                time.sleep(_POLL_S)
+            self.stop()  # a seat at a server that did not come up
+            with lock:
+                self._start(lock)
         except BaseException:
             self.stop()
             raise
         return self.url
 
+    def _is_seated(self) -> bool:
+        """Whether we have a seat at a living server, or got one just now."""
+        if self._seat is None or not is_kept(self._seat):
+            self.stop()
+            self._seat = take_seat(self._door)
+        return self._seat is not None
+
     def poll(self) -> bool:
         """Whether the server still runs. False calls for `restart`."""
-        if self._server is not None:
-            return self._server.poll() is None
-        return self._ping() is pq.Ping.OK
+        return self._seat is not None and is_kept(self._seat) and self._ping() is not pq.Ping.NO_RESPONSE
 
     def full_disk(self) -> str:
         """What to tell if the disk has no room for one more log file of the server; empty if it has."""
@@ -132,23 +144,14 @@ class EmbeddedPostgres:
         return self.attach_or_start()
 
     def stop(self) -> None:
-        """End our server: fast, then at once; a server of another process is left alone. Safe to repeat."""
-        if self._server is not None:
-            self._end(self._server)
-            self._server = None
-        if self._locks:
-            with suppress(OSError):  # a killed server leaves its socket there
-                self._socket_dir.rmdir()
-        while self._locks:
-            self._locks.pop().close()
-
-    @staticmethod
-    def _end(server: subprocess.Popen[bytes]) -> None:
-        for how in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-            server.send_signal(how)
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(STOP_S)
-                return
+        """Leave the server to its other users; the last one waits until it has ended. Safe to repeat."""
+        if self._seat is not None:
+            seat, self._seat = self._seat, None
+            has_ended, keeper, self._keeper = leave(seat), self._keeper, None
+            if keeper is not None and has_ended:
+                keeper.wait()
+            elif keeper is not None:
+                keeper.returncode = 0  # it outlives us: no child that somebody forgot to wait for
 
     def _prepare_state_dir(self) -> None:
         try:
@@ -183,11 +186,6 @@ class EmbeddedPostgres:
         file.close()
         return None
 
-    def _has_owner(self) -> bool:
-        """Whether the server's owner lives; one whose owner was killed may still answer for a moment."""
-        with self._open("owner") as file:
-            return not _flock(file, fcntl.LOCK_SH)
-
     def _start(self, lock: IO[bytes]) -> None:
         try:
             binaries = find_binaries(_major_version(self._data_dir))
@@ -195,10 +193,10 @@ class EmbeddedPostgres:
                 self._initialise(binaries, lock)
             self._forget_foreign_pid()
             self._claim_socket_dir()
-            self._server = self._launch(binaries, lock)
+            self._keeper = self._launch(binaries, lock)
         except OSError as exc:
             raise self._unusable(exc) from exc
-        self._wait_until_ready(self._server)
+        self._wait_until_ready(self._keeper)
         self._create_database()
 
     def _initialise(self, binaries: Path, lock: IO[bytes]) -> None:
@@ -211,7 +209,9 @@ class EmbeddedPostgres:
         initdb = [str(binaries / "initdb"), "-D", str(fresh), "-U", _SUPERUSER]
         initdb += ["--auth=trust", "--encoding=UTF8", "--locale=C"]
         with self._log.open("wb") as log:
-            made = self._spawn(initdb, signal.SIGKILL, log, lock).wait()
+            made = spawn(
+                initdb, death_signal=signal.SIGKILL, user=self._user, stdout=log, pass_fds=[lock.fileno()]
+            ).wait()
         if made != 0:
             shutil.rmtree(fresh)
             raise self._failed("could not be initialised")
@@ -222,18 +222,16 @@ class EmbeddedPostgres:
             self._log.replace(self._log.with_suffix(".log.1"))
         postgres = [str(binaries / "postgres"), "-D", str(self._data_dir), "-k", str(self._socket_dir)]
         postgres += [f"--{name}={value}" for name, value in self._settings.items()]
-        with self._log.open("wb") as log:
-            return self._spawn(postgres, signal.SIGINT, log, lock)
+        door = socket.socket(socket.AF_UNIX)
+        door.bind(os.fspath(self._door))
+        door.listen()
+        keeper, self._seat = start_keeper(postgres, door, user=self._user, log=self._log, lock=lock.fileno())
+        return keeper
 
-    def _spawn(
-        self, args: list[str], death_signal: signal.Signals, log: IO[bytes], lock: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        return spawn(args, death_signal=death_signal, user=self._user, stdout=log, pass_fds=[lock.fileno()])
-
-    def _wait_until_ready(self, server: subprocess.Popen[bytes]) -> None:
+    def _wait_until_ready(self, keeper: subprocess.Popen[bytes]) -> None:
         began_s = time.monotonic()
         while (answer := self._ping()) is not pq.Ping.OK:
-            if server.poll() is not None:
+            if keeper.poll() is not None:
                 raise self._failed("did not start")
             if time.monotonic() - began_s > _patience_s(answer):
                 raise self._failed(f"was not ready after {_patience_s(answer):.0f} s")
@@ -244,19 +242,21 @@ class EmbeddedPostgres:
         return pq.Ping(pq.PGconn.ping(url.encode()))
 
     def _has_database(self) -> bool:
-        """A ping is not enough for a newcomer: the owner may be about to create the database."""
+        """A ping is not enough for a newcomer: who started the server may have died before it created the database."""
         try:
-            psycopg.connect(self.url, connect_timeout=2).close()
-        except psycopg.OperationalError:
+            self._create_database()
+        except DatabaseUnavailable:
             return False
         return True
 
     def _create_database(self) -> None:
         try:
-            with psycopg.connect(self._url_of("postgres"), autocommit=True) as conn:
+            with psycopg.connect(self._url_of("postgres"), autocommit=True, connect_timeout=5) as conn:
                 known = conn.execute("select from pg_database where datname = %s", (_DATABASE,)).fetchone()
                 if known is None:
                     conn.execute(f"create database {_DATABASE}")
+        except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+            pass  # another user was faster
         except psycopg.Error as exc:
             raise self._failed(f"could not create the database {_DATABASE} ({exc})") from exc
 
@@ -282,7 +282,7 @@ class EmbeddedPostgres:
     def _claim_socket_dir(self) -> None:
         """Make the private folder, or refuse one that somebody else put there.
 
-        Never follows a link and removes only these two names: the folder may lie in a public `/tmp`.
+        Never follows a link and removes only these names: the folder may lie in a public `/tmp`.
         """
         with suppress(FileExistsError):
             self._socket_dir.mkdir(mode=0o700)
@@ -293,7 +293,7 @@ class EmbeddedPostgres:
                 f"{self._socket_dir} is not our private folder (it belongs to {_account_name(found.st_uid)});"
                 " remove it, or choose a shorter state folder"
             )
-        for left in (f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock"):  # by a killed server
+        for left in (f".s.PGSQL.{_PORT}", f".s.PGSQL.{_PORT}.lock", self._door.name):  # by a killed server
             (self._socket_dir / left).unlink(missing_ok=True)
         self._give_to_server(self._socket_dir)
         if self._user:

@@ -18,12 +18,12 @@ from rich.console import Console
 from crawlfleet import planner
 from crawlfleet.apply import local_plan
 from crawlfleet.browser import preflight
-from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
+from crawlfleet.errors import BadInput, CrawlfleetError, DatabaseUnavailable
 from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.local.shops import Shop
 from crawlfleet.local.view import Look, PlainView, say, tell, view
-from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Rate, progress, summary, waits_for
+from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Progress, Rate, progress, summary, waits_for
 from crawlfleet.manifests import CrawlBatch, Manifests
 from crawlfleet.settings import ChromeSettings
 from crawlfleet.sources import needs_browser
@@ -32,6 +32,8 @@ from crawlfleet.store.connection import Connection, connect, transaction
 
 LOOK_S = 0.25
 DRAINS = "running crawls to end (draining)"
+DRAINED = "nothing, since every worker has drained"
+ALL_DRAINED = "every worker was drained by `crawlfleet drain`; the same command starts new ones and goes on"
 DRAINING = "draining: running crawls end, nothing new begins; Ctrl-C again stops at once"
 SHOP_DIED = (
     "{}: the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
@@ -95,6 +97,9 @@ class LocalRun:
 
 def run_batches(run: LocalRun, manifests: Manifests, interrupt: Interrupt) -> Iterator[Summary]:
     """Run the manifests' batches one after another, until one is interrupted; yields each one's summary."""
+    with connect(run.database_url, "crawlfleet run") as conn:
+        for batch in manifests.batches:
+            _look_for_namesakes(run, conn, local_plan(batch, manifests))
     for batch in manifests.batches:
         yield run_batch(run, manifests, batch, interrupt)
         if interrupt.count:
@@ -137,8 +142,27 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
     _run_fleet(run, local_fleet, plan.uid, interrupt)
     with _connected(run) as conn:
         local_fleet.bury(conn)
+        fleet.housekeep(conn)  # what the buried held is ready again
         fleet.recount(conn, batch_id)
+        if local_fleet.has_drained() and not interrupt.count and _find(conn, plan.uid).state != "closed":
+            say(run.console, ALL_DRAINED)
         return _told(run, conn, plan.uid)
+
+
+def _look_for_namesakes(run: LocalRun, conn: Connection, plan: planner.BatchPlan) -> None:
+    """An edited file is another batch: BadInput while the one before it is open, else it is said."""
+    others = batches.namesakes(conn, plan.name, plan.uid)
+    if not others or batches.find(conn, plan.uid) is not None:
+        return
+    if any(state != "closed" for _, state in others):
+        raise BadInput(
+            f"a batch {plan.name} of another spec is still open: run it to its end with the file it began with, or end it"
+            f" by `{run.command('cancel', plan.name)}`, or give this one another name"
+        )
+    say(
+        run.console,
+        f"the spec of {plan.name} has changed since its last batch, which is closed: this is a new one",
+    )
 
 
 def _run_fleet(run: LocalRun, local_fleet: LocalFleet, uid: str, interrupt: Interrupt) -> None:
@@ -155,7 +179,8 @@ def _run_fleet(run: LocalRun, local_fleet: LocalFleet, uid: str, interrupt: Inte
 def _told(run: LocalRun, conn: Connection, uid: str) -> Summary:
     batch = _find(conn, uid)
     summed = summary(conn, batch)
-    tell(run.console, summed, batches.failures(conn, batch.batch_id), run.command, run.again)
+    failures = batches.failures(conn, batch.batch_id)
+    tell(run.console, summed, failures, run.command, run.again, run.log_dir / batch.name)
     return summed
 
 
@@ -208,7 +233,8 @@ class _Watch:
         """Once around. Without a database nothing can be tended: workers that end wait for it, too."""
         try:
             self._conn = self._conn or connect(self._run.database_url, "crawlfleet watch")
-            self._fleet.tend(self._conn)
+            for loss in self._fleet.tend(self._conn):
+                self._view.say(loss)
             self._view.show(self._see(self._conn))
             self._said.discard("database")
         except LOST as exc:
@@ -236,11 +262,18 @@ class _Watch:
         return Look(
             batch.name,
             p,
-            rate=self._rate.add(time.monotonic(), p.ended),
-            waits_for=DRAINS if self._drains else waits_for(p, waits, next_retry_s, batch.stop),
+            rate=self._rate.add(time.monotonic(), p.crawled),
+            waits_for=self._waits_for(p, waits, next_retry_s, batch.stop),
             workers=self._fleet.alive(),
             seconds=batch.seconds or 0.0,
         )
+
+    def _waits_for(
+        self, p: Progress, waits: list[batches.Wait], next_retry_s: float | None, stop: str
+    ) -> str:
+        if p.open and not self._fleet.is_needed():
+            return DRAINED
+        return DRAINS if self._drains else waits_for(p, waits, next_retry_s, stop)
 
     def _revive(self, exc: Exception) -> None:
         """The database is away. If it is ours and was killed, start it again; otherwise it will come back."""

@@ -6,19 +6,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crawlfleet.local.watch import OPEN, Progress, duration, eta, failure_words, line
+from crawlfleet.local.watch import (
+    ATTENTION,
+    CANCELLED,
+    OPEN,
+    Progress,
+    duration,
+    eta,
+    failure_words,
+    line,
+    speak_of_logs,
+)
 from crawlfleet.store.batches import Failure
 
 PLAIN_LINE_S = 2.0
 BAR_WIDTH = 40
+LEFT_OUT = ("workers", "cancelled", "retrying", "rate", "waiting", "running", "failed")
+"""What a narrow terminal does not get, in this order."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ class LiveView(PlainView):
         self._live = live
 
     def show(self, look: Look) -> None:
-        self._live.update(picture(look))
+        self._live.update(Picture(look))
 
 
 @contextmanager
@@ -80,20 +93,34 @@ def say(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
 
 
-def picture(look: Look) -> RenderableType:
-    """The batch at one glance."""
+@dataclass(frozen=True)
+class Picture:
+    """The batch at one glance, as wide as the terminal is: what does not fit is left out, not cut."""
+
+    look: Look
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _head(self.look, options.max_width)
+        cells = _numbers(self.look)
+        for name in LEFT_OUT:
+            if _width(console, cells) > options.max_width:
+                cells.pop(name, None)
+        yield _table(cells)
+        yield Text(f"waits for: {self.look.waits_for}", style="dim")
+
+
+def _head(look: Look, width: int) -> Table:
     p = look.progress
+    ended = f"{p.ended / p.total:.0%}" if p.total else "planned"
+    took = duration(look.seconds)
+    bar_width = min(BAR_WIDTH, width - len(look.batch) - len(ended) - len(took) - 6)
+    bar = [ProgressBar(total=max(p.total, 1), completed=p.ended, width=bar_width)] if bar_width > 0 else []
     head = Table.grid(padding=(0, 2))
-    head.add_row(
-        Text(look.batch, style="bold", overflow="ellipsis", no_wrap=True),
-        ProgressBar(total=max(p.total, 1), completed=p.ended, width=BAR_WIDTH),
-        f"{p.ended / p.total:.0%}" if p.total else "planned",
-        duration(look.seconds),
-    )
-    return Group(head, _numbers(look), Text(f"waits for: {look.waits_for}", style="dim"))
+    head.add_row(Text(look.batch, style="bold", overflow="ellipsis", no_wrap=True), *bar, ended, took)
+    return head
 
 
-def _numbers(look: Look) -> Table:
+def _numbers(look: Look) -> dict[str, Text]:
     p = look.progress
     cells = {
         "done": Text(f"{p.done}/{p.total}", style="green" if p.done else ""),
@@ -108,6 +135,15 @@ def _numbers(look: Look) -> Table:
     }
     if not p.cancelled:
         del cells["cancelled"]
+    return cells
+
+
+def _width(console: Console, cells: Mapping[str, Text]) -> int:
+    """How wide the numbers would be with room for all."""
+    return console.measure(_table(cells), options=console.options.update(max_width=1000)).maximum
+
+
+def _table(cells: Mapping[str, Text]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in cells:
         table.add_column(name, justify="right", min_width=6)
@@ -121,13 +157,16 @@ def tell(
     failures: Sequence[Failure],
     command: Callable[..., str],
     again: str,
+    logs: Path,
 ) -> None:
     """The end of a batch: what became of it, where the results are, what to do next.
 
-    `command` builds a command line for this place, `again` is the one that runs the batch again.
+    `command` builds a command line for this place, `again` is the one that runs the batch again, `logs` is the
+    folder of its workers' logs.
     """
     name = summed["batch"]
-    reason = "" if summed["state"] == OPEN else f", {summed['reason']}"
+    no_reason = summed["state"] == OPEN or (summed["state"] == CANCELLED and not summed["failures"])
+    reason = "" if no_reason else f", {summed['reason']}"
     say(console, f"\n{name}: {summed['state']}{reason}, {summed['seconds']} s")
     for source, n in summed["counts"].items():
         say(
@@ -137,11 +176,15 @@ def tell(
         say(console, "no account is selected: import accounts of these sources, or look at spec.users")
     for failure in failures:
         say(console, f"  {failure_words(failure)}")
+    if speak_of_logs(failure.detail for failure in failures):
+        say(console, f"logs: {logs}")
     if failures:
         say(console, f"why: {command('why', str(failures[0].user_id))}")
     if summed["state"] == OPEN:
         say(console, f"the batch is still open; to resume it: {again}")
-    elif failures:
+    elif any(set(verdicts) - {"auth"} for verdicts in summed["failures"].values()):
         say(console, f"to try again: {command('retry', name)} && {again}")
+    if any("auth" in verdicts for verdicts in summed["failures"].values()):
+        say(console, f"accounts that ended auth need a person: {ATTENTION}")
     say(console, "results: in the database, view `items`; to export them:")
     say(console, f"  {command('results', name, '--format', 'jsonl', '--output', name + '.jsonl')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,12 @@ from crawlfleet.store.connection import Connection
 RATE_WINDOW_S = 20.0
 OPEN, COMPLETE, CANCELLED = "Open", "Complete", "Cancelled"
 ALL_SUCCEEDED, WITH_FAILURES = "AllSucceeded", "WithFailures"
+
+ATTENTION = (
+    "`crawlfleet accounts list --needs-attention` names them; import new credentials or `crawlfleet accounts enable USER`,"
+    " then retry"
+)
+"""What to do about tasks that died of `auth`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,11 @@ class Progress:
     @property
     def ended(self) -> int:
         return self.done + self.failed + self.cancelled
+
+    @property
+    def crawled(self) -> int:
+        """What ended by a crawl: nobody has to work for a cancelled task."""
+        return self.done + self.failed
 
     @property
     def open(self) -> int:
@@ -56,7 +67,7 @@ def progress(counts: Counts) -> Progress:
 
 
 class Rate:
-    """Finished tasks a second over the last seconds."""
+    """Tasks crawled to their end a second, over the last seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -136,6 +147,11 @@ def failure_words(failure: Failure) -> str:
         f"{failure.source}: {failure.tasks} {failure.verdict}, {failure.reason}{detail}"
         f" (for example user {failure.user_id})"
     )
+
+
+def speak_of_logs(details: Iterable[str]) -> bool:
+    """Whether one of these details of failures sends people to the workers' logs."""
+    return any("worker's log" in detail for detail in details)
 
 
 def summary(conn: Connection, batch: Batch) -> dict[str, Any]:

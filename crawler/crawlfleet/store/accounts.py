@@ -151,6 +151,11 @@ def show_account(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
     return conn.execute(sql("show_account"), {"user": user_id}).fetchall()
 
 
+def count_items(conn: Connection, user_id: int) -> dict[str, int]:
+    """Source → how many items of the user are stored."""
+    return dict(conn.execute(sql("count_items"), {"user": user_id}).fetchall())
+
+
 def set_state(
     conn: Connection, user_id: int, source: str | None, state: str, reason: str | None
 ) -> list[str]:
@@ -162,9 +167,12 @@ def set_state(
         return [name for (name,) in rows]
 
 
-def purge(conn: Connection, user_id: int) -> int | None:
-    """Delete a user's items, accounts and what was kept of them: items deleted, None if a crawl is under way."""
-    set_state(conn, user_id, None, "disabled", "Purging")  # from here on no crawl begins
+def purge(conn: Connection, user_id: int) -> tuple[int, int] | None:
+    """Delete a user's items, accounts and what was kept of them.
+
+    Returns how many (accounts, items) were deleted, None if a crawl is under way.
+    """
+    known = set_state(conn, user_id, None, "disabled", "Purging")  # from here on no crawl begins
     with transaction(conn, long=True):
         if conn.execute(sql("holds_permit"), {"user": user_id}).fetchone() == (True,):
             return None
@@ -172,7 +180,7 @@ def purge(conn: Connection, user_id: int) -> int | None:
         conn.execute(sql("purge_accounts"), {"user": user_id})
         items = conn.execute(sql("purge_items"), {"user": user_id}).rowcount
         conn.execute(sql("purge_snapshots"), {"user": user_id})
-    return items
+    return len(known), items
 
 
 def sample(conn: Connection, batch_id: int | None) -> list[tuple[str, int, bytes]]:
@@ -192,8 +200,12 @@ def locked_chunk(conn: Connection, source_id: int, user_id: int) -> list[Sealed]
 
 def reseal(conn: Connection, accounts: Sequence[Sealed]) -> None:
     """Write these values; the caller has locked the rows."""
-    with conn.cursor() as cursor:
-        cursor.executemany(
-            sql("reseal_account"),
-            [(a.credentials, a.imported, a.source_id, a.user_id) for a in accounts],
-        )
+    conn.execute(
+        sql("reseal_accounts"),
+        {
+            "sources": [a.source_id for a in accounts],
+            "users": [a.user_id for a in accounts],
+            "credentials": [a.credentials for a in accounts],
+            "imported": [a.imported for a in accounts],
+        },
+    )

@@ -29,6 +29,11 @@ class Batch:
     started_at: datetime | None
     closed_at: datetime | None
 
+    @property
+    def short_uid(self) -> str:
+        """What tells it from others of its name: commands take it, too (`batch_by_name`)."""
+        return self.uid[-12:]
+
 
 @dataclass(frozen=True)
 class Wait:
@@ -77,9 +82,14 @@ Counts = dict[str, dict[tuple[str, str | None], int]]
 
 
 def find(conn: Connection, name: str) -> Batch | None:
-    """The newest batch of that name."""
+    """The newest batch of that name, or the one with that uid."""
     row = conn.execute(sql("batch_by_name"), {"name": name}).fetchone()
     return None if row is None else Batch(*row)
+
+
+def namesakes(conn: Connection, name: str, uid: str) -> list[tuple[str, str]]:
+    """(uid, state) of the other batches of that name, the newest first."""
+    return conn.execute(sql("namesakes"), {"name": name, "uid": uid}).fetchall()
 
 
 def recent(conn: Connection) -> list[Batch]:
@@ -121,6 +131,13 @@ def retry(conn: Connection, batch_id: int, verdict: str | None) -> int:
     return revived
 
 
+def left_dead(conn: Connection, batch_id: int, verdict: str | None) -> int:
+    """How many dead tasks such a retry leaves, because nobody can log in to their accounts."""
+    with transaction(conn, long=True):
+        row = conn.execute(sql("left_dead"), {"batch": batch_id, "verdict": verdict}).fetchone()
+    return row[0] if row else 0
+
+
 def stop(conn: Connection, batch_id: int, mode: str) -> bool:
     """Set the batch's stop mode (`none`, `drain`, `cancel`); False if it is closed."""
     with transaction(conn):
@@ -131,6 +148,12 @@ def drain(conn: Connection, worker_id: int) -> bool:
     """Let one worker finish what it holds and take no more; False if it is not alive."""
     with transaction(conn):
         return conn.execute(sql("drain_worker"), {"worker": worker_id}).fetchone() is not None
+
+
+def worker_ended(conn: Connection, worker_id: int) -> tuple[datetime | None, bool] | None:
+    """(when the worker ended, if it has; whether it is silent), None if there is no such registration."""
+    row = conn.execute(sql("worker_ended"), {"worker": worker_id}).fetchone()
+    return None if row is None else (row[0], row[1])
 
 
 def failures(conn: Connection, batch_id: int) -> list[Failure]:
@@ -156,7 +179,7 @@ def source_names(conn: Connection, batch_id: int) -> list[str]:
 
 
 def why(conn: Connection, user_id: int) -> list[tuple[Any, ...]]:
-    """An attempt: (batch, source, task state, verdict, run after; at, verdict, reason, detail, id, snapshot, picture)."""
+    """An attempt: (batch id, source, task state, verdict, run after; at, verdict, reason, detail, id, snapshot, picture)."""
     return conn.execute(sql("why"), {"user": user_id}).fetchall()
 
 

@@ -93,8 +93,9 @@ def pool(url: str, size: int, name: str = "crawlfleet") -> ConnectionPool[Connec
 def unavailable(exc: Exception) -> DatabaseUnavailable:
     """Say that the database cannot be reached, and what to look at."""
     words = " ".join(str(exc).split())
+    end = "" if words.endswith((".", "?")) else "."  # libpq asks whether the server is running
     return DatabaseUnavailable(
-        f"cannot reach the database: {words}. Check that PostgreSQL runs and that CRAWLFLEET_DATABASE_URL is right."
+        f"cannot reach the database: {words}{end} Check that PostgreSQL runs and that CRAWLFLEET_DATABASE_URL is right."
     )
 
 

@@ -133,8 +133,10 @@ def end_worker(conn: Connection, worker_id: int) -> None:
 
 def bury_worker(conn: Connection, batch_id: int, pid_space: str, pid: int) -> None:
     """The parent saw that process end: its permits are rescued at the next housekeeping, without quarantine."""
+    process = {"batch": batch_id, "pid_space": pid_space, "pid": pid}
     with transaction(conn):
-        conn.execute(sql("bury_worker"), {"batch": batch_id, "pid_space": pid_space, "pid": pid})
+        conn.execute(sql("bury_worker"), process)
+        conn.execute(sql("end_buried"), process)
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,10 @@ def count_progress(conn: Connection, batch_id: int) -> int:
 
 
 def recount(conn: Connection, batch_id: int) -> None:
-    """Count the batch now, unless a housekeeper is at it."""
-    _chore(conn, count_progress, batch_id)
+    """Count the batch now, once no housekeeper is at it."""
+    with transaction(conn):
+        conn.execute(sql("await_housekeeping"), {"lock": _HOUSEKEEPING})
+        count_progress(conn, batch_id)
 
 
 def has_open_tasks(conn: Connection, batch_id: int) -> bool:

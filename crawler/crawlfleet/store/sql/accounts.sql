@@ -41,6 +41,9 @@ left join track k using (source_id, user_id)
 left join egress e using (egress_id)
 where a.user_id = %(user)s order by s.name
 
+-- name: count_items
+select s.name, count(*)::int from item i join source s using (source_id) where i.user_id = %(user)s group by 1
+
 -- name: set_account_state
 -- Only a person enables an account that was parked: then what is known of its last refresh counts no more. One under way
 -- is left alone. Sorted, as everything that locks accounts.
@@ -121,9 +124,13 @@ where (a.source_id, a.user_id) > (%(source)s, %(user)s)
 order by a.source_id, a.user_id limit 500
 for no key update of a
 
--- name: reseal_account
--- The same plain values under another key: neither the generation nor a refresh under way is touched.
-update account set credentials = %s, imported = %s where source_id = %s and user_id = %s
+-- name: reseal_accounts
+-- The same plain values under another key: neither the generation nor a refresh under way is touched. One statement: in
+-- psycopg's executemany, which pipelines, a paused client would keep its locks (the server's time-out has no effect).
+update account a set credentials = w.credentials, imported = w.imported
+from unnest(%(sources)s::int[], %(users)s::bigint[], %(credentials)s::bytea[], %(imported)s::bytea[])
+    as w (source_id, user_id, credentials, imported)
+where a.source_id = w.source_id and a.user_id = w.user_id
 
 -- name: sample_accounts
 -- A few accounts, to see whether the keys fit; of a batch's sources if one is given.

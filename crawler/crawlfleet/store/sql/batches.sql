@@ -90,6 +90,12 @@ where t.batch_id = %(batch)s and t.state in ('dead', 'cancelled') and (%(verdict
     and k.source_id = t.source_id and k.user_id = t.user_id
     and a.source_id = t.source_id and a.user_id = t.user_id and a.state = 'ok'
 
+-- name: left_dead
+-- Tasks that no retry revives before somebody has looked after their account.
+select count(*)::int from task t join account a using (source_id, user_id)
+where t.batch_id = %(batch)s and t.state = 'dead' and (%(verdict)s::verdict is null or t.verdict = %(verdict)s)
+    and a.state = 'auth'
+
 -- name: reopen_batch
 update batch set round = round + (state = 'closed')::int, state = 'running', stop = 'none', closed_at = null
 where batch_id = %(batch)s
@@ -102,11 +108,19 @@ returning batch_id
 update worker set draining = true where worker_id = %(worker)s and ended_at is null
 returning worker_id
 
+-- name: worker_ended
+-- When a registration ended, and whether it is silent.
+select w.ended_at, f.tick - w.renewed_tick > 2 from worker w cross join fleet f where w.worker_id = %(worker)s
+
+-- name: namesakes
+-- Other batches of that name, the newest first.
+select uid, state::text from batch where name = %(name)s and uid <> %(uid)s order by batch_id desc
+
 -- name: batch_by_name
--- The newest batch of that name, or the one with that uid.
+-- The newest batch of that name, or the one with that uid, in full or as `Batch.short_uid` has it.
 select batch_id, uid, name, round, state::text, stop::text, suspended, total, workers,
     extract(epoch from coalesce(closed_at, now()) - started_at)::float8 as seconds, started_at, closed_at
-from batch where name = %(name)s or uid = %(name)s
+from batch where name = %(name)s or uid = %(name)s or right(uid, 12) = %(name)s
 order by batch_id desc limit 1
 
 -- name: recent_batches
@@ -132,15 +146,14 @@ where b.batch_id = %(batch)s order by 1, 2
 select extract(epoch from min(run_after) - now())::float8 from task where batch_id = %(batch)s and state = 'waiting'
 
 -- name: why
--- The attempts of one user, newest last.
-select b.name, s.name, t.state::text, t.verdict::text, t.run_after, f.at, f.verdict::text, f.reason, f.detail, f.failure_id,
+-- One user's tasks of the recent batches, of the newest batch first, with the attempts that did not end ok.
+select t.batch_id, s.name, t.state::text, t.verdict::text, t.run_after, f.at, f.verdict::text, f.reason, f.detail, f.failure_id,
     f.snapshot, f.picture
 from task t
-join batch b using (batch_id)
 join source s using (source_id)
 left join failure f on f.batch_id = t.batch_id and f.task_no = t.task_no
 where t.user_id = %(user)s and t.batch_id in (select batch_id from batch order by batch_id desc limit 20)
-order by t.batch_id, t.task_no, f.failure_id
+order by t.batch_id desc, t.task_no, f.failure_id
 
 -- name: failures
 -- What the dead tasks of a batch died of, the most frequent first, each with one user to look at.

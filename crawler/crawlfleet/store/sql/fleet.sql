@@ -59,6 +59,11 @@ from fleet f, (
 ) dead
 where p.egress_id = dead.egress_id and p.no = dead.no
 
+-- name: end_buried
+-- Its registration ends with it, so that nobody counts on it any more.
+update worker set ended_at = now()
+where batch_id = %(batch)s and pid_space = %(pid_space)s and pid = %(pid)s and ended_at is null
+
 -- name: claim_round
 -- One round of chores an interval for the whole fleet, whoever asks first (or after the clock was set back).
 update fleet set housekept_at = clock_timestamp()
@@ -68,6 +73,10 @@ returning true
 -- name: try_housekeeping
 -- One housekeeper at a time, whoever it is; the lock dies with the transaction.
 select pg_try_advisory_xact_lock(%(lock)s)
+
+-- name: await_housekeeping
+-- The same lock, waited for.
+select pg_advisory_xact_lock(%(lock)s)
 
 -- name: advance_tick
 -- At most one tick a tick length. A clock that was set back starts a new count without a tick.
