@@ -33,6 +33,12 @@ def tasks(**numbers: int) -> Progress:
     return Progress(sum(numbers.values()), *(numbers.get(state, 0) for state in states))
 
 
+def counts(p: Progress) -> dict[tuple[str, str | None], int]:
+    """Tasks by state and verdict that make up that progress."""
+    numbers = {"ok": p.done, "leased": p.running, "ready": p.waiting, "waiting": p.retrying, "dead": p.failed}
+    return {(state, None): number for state, number in numbers.items() if number}
+
+
 def permits(**changed: Any) -> Wait:
     """An egress with 4 permits, none of them held."""
     values: dict[str, Any] = {
@@ -137,18 +143,34 @@ def test_duration(seconds: float, words: str) -> None:
 def test_what_a_batch_waits_for(
     p: Progress, waits: list[Wait], next_retry_s: float | None, words: str
 ) -> None:
-    assert waits_for(p, waits, next_retry_s, "none") == words
+    counted = {wait.source: counts(p) for wait in waits}
+    assert waits_for(counted, waits, next_retry_s, "none") == words
+
+
+def test_a_source_that_is_done_holds_nothing_up() -> None:
+    counted = {"shop": counts(tasks(running=4, waiting=9)), "mall": counts(tasks(done=9))}
+    waits = [permits(held=4), permits(source="mall", cool_s=42.0)]
+    assert waits_for(counted, waits, None, "none") == "permits (4 of 4 held)"
 
 
 def test_a_stopped_batch_waits_for_its_running_crawls() -> None:
-    assert waits_for(tasks(running=1), [permits()], None, "cancel") == "running crawls to end (stop: cancel)"
+    counted = {"shop": counts(tasks(running=1))}
+    assert waits_for(counted, [permits()], None, "cancel") == "running crawls to end (stop: cancel)"
 
 
 def test_a_line_tells_every_state() -> None:
     p = tasks(done=1, running=2, waiting=3, retrying=4, failed=5)
 
-    assert line(p, 2.0, "workers") == (
+    assert line(p, 2.0, "workers", {"shop": p}) == (
         "1/15 done, 2 running, 3 waiting, 4 retrying, 5 failed, 2.0/s, ETA 4s, waits for: workers"
+    )
+
+
+def test_a_line_tells_what_is_done_of_each_source() -> None:
+    parts = {"ably": tasks(done=1, waiting=1), "cafe24": tasks(done=2)}
+
+    assert line(tasks(done=3, waiting=1), 2.0, "workers", parts).startswith(
+        "3/4 done (ably 1/2, cafe24 2/2), "
     )
 
 
@@ -159,7 +181,7 @@ def test_a_failure_names_one_user_to_look_at() -> None:
 
 
 def looked(p: Progress) -> Look:
-    return Look("nightly", p, rate=2.0, waits_for="workers", workers=2, seconds=3.0)
+    return Look("nightly", p, {"shop": p}, rate=2.0, waits_for="workers", workers=2, seconds=3.0)
 
 
 def shown(*looks: Look) -> list[str]:

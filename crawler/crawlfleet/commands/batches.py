@@ -18,7 +18,7 @@ from crawlfleet.commands.tables import cell, number_of, print_table
 from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.local.watch import (
     ATTENTION,
-    Progress,
+    by_source,
     duration,
     failure_words,
     line,
@@ -27,7 +27,7 @@ from crawlfleet.local.watch import (
     waits_for,
 )
 from crawlfleet.store import accounts, batches, fleet
-from crawlfleet.store.batches import Batch
+from crawlfleet.store.batches import Batch, Counts
 from crawlfleet.store.connection import Connection
 
 RECENT = ("BATCH", "STATE", "ROUND", "TASKS", "STARTED", "UID")
@@ -80,14 +80,15 @@ def _print_logs(arguments: Arguments, batch: Batch, details: Iterable[str]) -> N
 
 
 def _open_line(conn: Connection, batch: Batch) -> str:
-    p = progress(batches.counts(conn, batch.batch_id))
+    counts = batches.counts(conn, batch.batch_id)
+    p = progress(counts)
     rate = p.crawled / batch.seconds if batch.seconds and p.running else 0.0
-    return line(p, rate, _waits_for(conn, batch, p))
+    return line(p, rate, _waits_for(conn, batch, counts), by_source(counts))
 
 
-def _waits_for(conn: Connection, batch: Batch, p: Progress) -> str:
+def _waits_for(conn: Connection, batch: Batch, counts: Counts) -> str:
     next_retry_s = batches.next_retry_s(conn, batch.batch_id)
-    return waits_for(p, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop)
+    return waits_for(counts, batches.waits(conn, batch.batch_id), next_retry_s, batch.stop)
 
 
 def _closed_line(conn: Connection, batch: Batch) -> str:
@@ -125,7 +126,7 @@ def _print_task(
     ended = f" ({verdict})" if verdict not in (None, state) else ""
     waits = f", not before {cell(run_after)}" if run_after else ""
     if state == "ready":
-        waits = f", waits for: {_waits_for(conn, batch, progress(batches.counts(conn, batch.batch_id)))}"
+        waits = f", waits for: {_waits_for(conn, batch, batches.counts(conn, batch.batch_id))}"
     print(f"{batch.name} of {cell(batch.started_at)}, {source}: {state}{ended}{waits}")
     for at, failed, reason, detail, failure_id, snapshot, picture in (row[5:] for row in rows):
         if at:

@@ -23,7 +23,7 @@ from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.local.shops import Shop
 from crawlfleet.local.view import Look, PlainView, say, tell, view
-from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Progress, Rate, progress, summary, waits_for
+from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Rate, by_source, progress, summary, waits_for
 from crawlfleet.manifests import CrawlBatch, Manifests
 from crawlfleet.settings import ChromeSettings
 from crawlfleet.sources import needs_browser
@@ -256,24 +256,26 @@ class _Watch:
         if self._fleet.alive() == 0:  # nobody is left who counts
             fleet.recount(conn, batch.batch_id)
         with transaction(conn):
-            p = progress(batches.counts(conn, batch.batch_id))
+            counts = batches.counts(conn, batch.batch_id)
             waits = batches.waits(conn, batch.batch_id)
             next_retry_s = batches.next_retry_s(conn, batch.batch_id)
+        p = progress(counts)
         return Look(
             batch.name,
             p,
+            by_source(counts),
             rate=self._rate.add(time.monotonic(), p.crawled),
-            waits_for=self._waits_for(p, waits, next_retry_s, batch.stop),
+            waits_for=self._waits_for(counts, waits, next_retry_s, batch.stop),
             workers=self._fleet.alive(),
             seconds=batch.seconds or 0.0,
         )
 
     def _waits_for(
-        self, p: Progress, waits: list[batches.Wait], next_retry_s: float | None, stop: str
+        self, counts: batches.Counts, waits: list[batches.Wait], next_retry_s: float | None, stop: str
     ) -> str:
-        if p.open and not self._fleet.is_needed():
+        if progress(counts).open and not self._fleet.is_needed():
             return DRAINED
-        return DRAINS if self._drains else waits_for(p, waits, next_retry_s, stop)
+        return DRAINS if self._drains else waits_for(counts, waits, next_retry_s, stop)
 
     def _revive(self, exc: Exception) -> None:
         """The database is away. If it is ours and was killed, start it again; otherwise it will come back."""

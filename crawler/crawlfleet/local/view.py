@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Look:
 
     batch: str
     progress: Progress
+    sources: Mapping[str, Progress]
     rate: float
     waits_for: str
     workers: int
@@ -60,7 +62,7 @@ class PlainView:
         ended = p.total > 0 and p.open == 0
         if p.total > 0 and not self._ended and (ended or time.monotonic() >= self._next_s):
             self._next_s, self._ended = time.monotonic() + PLAIN_LINE_S, ended
-            self.say(f"{look.batch}: {line(p, look.rate, look.waits_for)}")
+            self.say(f"{look.batch}: {line(p, look.rate, look.waits_for, look.sources)}")
 
     def say(self, text: str) -> None:
         """Tell an event."""
@@ -120,34 +122,40 @@ def _head(look: Look, width: int) -> Table:
     return head
 
 
-def _numbers(look: Look) -> dict[str, Text]:
-    p = look.progress
+def _numbers(look: Look) -> dict[str, list[Text]]:
+    """Column → the batch's cell, and below it those of each source, if there are several."""
+    sources = look.sources if len(look.sources) > 1 else {}
+    rows = [look.progress, *sources.values()]
     cells = {
-        "done": Text(f"{p.done}/{p.total}", style="green" if p.done else ""),
-        "running": Text(str(p.running)),
-        "waiting": Text(str(p.waiting)),
-        "retrying": Text(str(p.retrying), style="yellow" if p.retrying else ""),
-        "failed": Text(str(p.failed), style="bold red" if p.failed else ""),
-        "cancelled": Text(str(p.cancelled)),
-        "rate": Text(f"{look.rate:.1f}/s"),
-        "ETA": Text(eta(p, look.rate)),
-        "workers": Text(str(look.workers)),
+        "": [Text(name, style="dim") for name in ("", *sources)],
+        "done": [Text(f"{p.done}/{p.total}", style="green" if p.done else "") for p in rows],
+        "running": [Text(str(p.running)) for p in rows],
+        "waiting": [Text(str(p.waiting)) for p in rows],
+        "retrying": [Text(str(p.retrying), style="yellow" if p.retrying else "") for p in rows],
+        "failed": [Text(str(p.failed), style="bold red" if p.failed else "") for p in rows],
+        "cancelled": [Text(str(p.cancelled)) for p in rows],
+        "rate": [Text(f"{look.rate:.1f}/s")],
+        "ETA": [Text(eta(look.progress, look.rate))],
+        "workers": [Text(str(look.workers))],
     }
-    if not p.cancelled:
+    if not sources:
+        del cells[""]
+    if not look.progress.cancelled:
         del cells["cancelled"]
     return cells
 
 
-def _width(console: Console, cells: Mapping[str, Text]) -> int:
+def _width(console: Console, cells: Mapping[str, Sequence[Text]]) -> int:
     """How wide the numbers would be with room for all."""
     return console.measure(_table(cells), options=console.options.update(max_width=1000)).maximum
 
 
-def _table(cells: Mapping[str, Text]) -> Table:
+def _table(cells: Mapping[str, Sequence[Text]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in cells:
-        table.add_column(name, justify="right", min_width=6)
-    table.add_row(*cells.values())
+        table.add_column(name, justify="right" if name else "left", min_width=6)
+    for row in zip_longest(*cells.values(), fillvalue=Text("")):
+        table.add_row(*row)
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,8 +97,15 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-def waits_for(p: Progress, waits: list[Wait], next_retry_s: float | None, stop: str) -> str:
-    """Why the batch does not go faster, in words."""
+def by_source(counts: Counts) -> dict[str, Progress]:
+    """The progress of each source."""
+    return {source: progress({source: tasks}) for source, tasks in sorted(counts.items())}
+
+
+def waits_for(counts: Counts, waits: Sequence[Wait], next_retry_s: float | None, stop: str) -> str:
+    """Why the batch does not go faster, in words. Sources that have nothing left to do hold nothing up."""
+    p, sources = progress(counts), by_source(counts)
+    waits = [wait for wait in waits if wait.source in sources and sources[wait.source].open]
     if p.open == 0:
         return "nothing"
     if stop != "none":
@@ -107,11 +114,11 @@ def waits_for(p: Progress, waits: list[Wait], next_retry_s: float | None, stop: 
     if not reasons and p.retrying and not p.waiting and not p.running and next_retry_s is not None:
         reasons = [f"the next retry in {duration(max(0.0, next_retry_s))}"]
     if not reasons and p.waiting:
-        reasons = [_busiest(waits)]
+        reasons = [_busiest([wait for wait in waits if sources[wait.source].waiting])]
     return "; ".join(reasons) or "running crawls to end"
 
 
-def _busiest(waits: list[Wait]) -> str:
+def _busiest(waits: Sequence[Wait]) -> str:
     held, open_permits = sum(w.held for w in waits), sum(w.open for w in waits)
     if held == 0:
         return "workers to begin"
@@ -131,11 +138,12 @@ def _reason(wait: Wait) -> str:
     return ""
 
 
-def line(p: Progress, rate: float, waiting_for: str) -> str:
-    """One line of progress for a log or a pipe."""
+def line(p: Progress, rate: float, waiting_for: str, sources: Mapping[str, Progress]) -> str:
+    """One line of progress for a log or a pipe; of several sources each with what is done."""
     cancelled = f" {p.cancelled} cancelled," if p.cancelled else ""
+    parts = ", ".join(f"{source} {part.done}/{part.total}" for source, part in sources.items())
     return (
-        f"{p.done}/{p.total} done, {p.running} running, {p.waiting} waiting, {p.retrying} retrying,"
+        f"{p.done}/{p.total} done{f' ({parts})' if len(sources) > 1 else ''}, {p.running} running, {p.waiting} waiting, {p.retrying} retrying,"
         f" {p.failed} failed,{cancelled} {rate:.1f}/s, ETA {eta(p, rate)}, waits for: {waiting_for}"
     )
 
