@@ -138,6 +138,7 @@ class BrowserStorm:
         if what == "worker":
             workers[number].kill()
         else:
+            chromes[number].ready()
             os.kill(chromes[number].pid_of(what), signal.SIGKILL)
 
     def _judge(self, fleet: Fleet, shop: WatchedAblyShop) -> None:
