@@ -25,7 +25,6 @@ class Status:
     webdriver: str
     memory_mb: float
     limit_mb: int | None
-    contexts: int
     age_s: float
     launch_s: float
     restarts: Mapping[str, int]

@@ -84,7 +84,6 @@ class Facts:
     login_error: bool = False
     expired: bool = False
     home: bool = False
-    table: bool = False
     loading: bool = False
     empty: bool = False
     load_error: bool = False
@@ -118,7 +117,6 @@ return {
     login_error: Boolean(find(s.login_error) && find(s.login_error).textContent.trim()),
     expired: Boolean(find(s.expired)),
     home: Boolean(find(s.home)),
-    table: Boolean(table),
     loading: Boolean(find(s.skeleton)),
     empty: Boolean(find(s.empty)),
     load_error: Boolean(find(s.load_error)),
