@@ -93,7 +93,7 @@ class BrowserStorm:
             chromes = [stack.enter_context(supervised(self._folder / f"chrome-{n}")) for n in range(WORKERS)]
             for user, kind in self._odd.items():
                 shop.switch_account(f"demo{user}", **PAGES[kind])
-            fleet.ably(shop, users=self._users, jobTimeoutSeconds=JOB_S, budgets={"retry": 1, "crashed": 20})
+            fleet.ably(shop, users=self._users, jobTimeoutSeconds=JOB_S, budgets={"retry": 1, "crashed": 6})
             fleet.plan(workers=WORKERS)
             workers = [self._start(fleet, n, chrome) for n, chrome in enumerate(chromes)]
             self._rage(fleet, chromes, workers)

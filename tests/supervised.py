@@ -129,10 +129,13 @@ class Devtools:
     def __call__(self, method: str, session: str = "", **params: object) -> Json:
         return self._cdp.call(method, params, session=session, timeout_s=20)
 
+    def context(self) -> str:
+        """A new browser context."""
+        return str(self("Target.createBrowserContext")["browserContextId"])
+
     def page(self) -> str:
         """The session of a new page in a browser context of its own."""
-        context = self("Target.createBrowserContext")["browserContextId"]
-        target = self("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        target = self("Target.createTarget", url="about:blank", browserContextId=self.context())["targetId"]
         session: str = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         return session
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -41,9 +41,9 @@ from crawlfleet.tokens import POST_S, Tokens
 from crawlfleet.tokens import Connections as Database
 
 if TYPE_CHECKING:
-    from crawlfleet.browser.pool import (
-        Pool,  # imports Selenium, which a worker without a browser need not have
-    )
+    # They import Selenium, which a worker without a browser need not have.
+    from crawlfleet.browser.page import Page as BrowserPage
+    from crawlfleet.browser.pool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class LiveCrawl:
         self._exit = way_out
         self._database = database
         self._browsers = browsers
+        self._page: BrowserPage | None = None
         self._clock = clock
         self.began_at = clock()
         self._deadline = self.began_at + source.settings.job_timeout_s
@@ -138,16 +139,26 @@ class LiveCrawl:
         if self._browsers is None:
             raise Bug("NoBrowser", "an adapter that asks for a page must say `needs_browser`")
         with self._browsers.page(self._exit.proxy, self._connections, self._await_turn, self.check) as page:
-            yield page
+            self._page = page
+            try:
+                yield page
+            finally:
+                self._page = None
 
     def login(self, submit: Callable[[Credentials], Credentials]) -> None:
-        self.check()
-        self._reserve_turn()  # as in `refresh`
-        self.tokens.login(lambda credentials: self._uninterrupted(submit, credentials), self.wait)
-        self.check()
+        with self._page.posts_by(self._post) if self._page else nullcontext():
+            self._exchange(self.tokens.login, submit)
 
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         self._await_turn()
+        return self._send(method, url, **kwargs)
+
+    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> requests.Response:
+        """For a page: its turn was taken when it was told to post."""
+        self.check()
+        return self._send("POST", url, headers=headers, data=body)
+
+    def _send(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         if self._session is None:
             self._session = open_session(self._connections, self._exit.proxy)
         with verdicts(self.check):
@@ -161,10 +172,7 @@ class LiveCrawl:
         return response
 
     def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
-        self.check()
-        self._reserve_turn()  # before the intent: a wait or a lost database must not look like a lost reply
-        self.tokens.refresh(lambda credentials: self._uninterrupted(post, credentials), self.wait)
-        self.check()
+        self._exchange(self.tokens.refresh, post)
 
     # What the worker uses.
 
@@ -217,6 +225,16 @@ class LiveCrawl:
         return max(
             0.0, self._clock() - max(min(self._deadline, self._stop_at), self._refreshing_until or 0.0)
         )
+
+    def _exchange(
+        self,
+        renew: Callable[[Callable[[Credentials], Credentials], Callable[[float], None]], None],
+        post: Callable[[Credentials], Credentials],
+    ) -> None:
+        self.check()
+        self._reserve_turn()  # before the intent: a wait or a lost database must not look like a lost reply
+        renew(lambda credentials: self._uninterrupted(post, credentials), self.wait)
+        self.check()
 
     def _uninterrupted(
         self, post: Callable[[Credentials], Credentials], credentials: Credentials

@@ -1,4 +1,4 @@
-"""Every exception of crawlfleet: errors for people, and verdicts that end a crawl.
+"""Every exception of crawlfleet that leaves its module: errors for people, and verdicts that end a crawl.
 
 An error's message tells what happened, where, and what to do next; `exit_code` is what the command
 line exits with. A verdict exception is raised by an adapter (or by what it calls) and decides what
@@ -133,9 +133,15 @@ class Bug(CrawlEnded):
     verdict = Verdict.BUG
 
     def __init__(
-        self, reason: str, detail: str = "", *, snapshot: str | None = None, picture: bytes | None = None
+        self,
+        reason: str,
+        detail: str = "",
+        *,
+        snapshot: str | None = None,
+        picture: bytes | None = None,
+        never_sent: bool = False,
     ) -> None:
-        super().__init__(reason, detail, snapshot=snapshot)
+        super().__init__(reason, detail, snapshot=snapshot, never_sent=never_sent)
         self.picture = picture
 
 

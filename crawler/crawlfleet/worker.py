@@ -2,7 +2,8 @@
 
 The *loop* (main thread) turns: each turn is one transaction that commits what finished and takes what there is room for.
 *Slots* (`slots.py`) crawl; the *heartbeat* and the *watchdog* (`vitals.py`) see to it that this process may still work; the
-*housekeeper* does the fleet's chores whenever no other worker is at them. Each thread has its own connection.
+*housekeeper* does the fleet's chores whenever no other worker is at them; the *browsers* thread looks after Chrome, if a source
+needs one. Loop, heartbeat and housekeeper have a connection each, slots share a small pool.
 
 It decides nothing about tasks or egresses itself: `verdicts`, `politeness` and the SQL of `store` do.
 """
@@ -168,7 +169,8 @@ class Worker:
             threading.Thread(target=self._housekeeper, name="housekeeper", daemon=True),
         ]
         if self._browsers is not None:
-            threading.Thread(target=self._tend, args=(self._browsers,), name="browsers", daemon=True).start()
+            tend = threading.Thread(target=self._tend, args=(self._browsers,), name="browsers", daemon=True)
+            threads.append(tend)
         for thread in threads:
             thread.start()
         try:
@@ -360,7 +362,8 @@ class Worker:
         if self._stopping or control.draining:
             return EXIT_DRAINED
         if self._has_no_chrome():
-            log.error("Chrome has been away for too long; a new process takes over")
+            why = self._browsers.why() if self._browsers else ""
+            log.error("Chrome has been away for too long; a new process takes over", extra={"why": why})
             return ChromeUnusable.exit_code
         if self._is_full():
             log.error("memory is full although no crawl runs; a new process takes over")

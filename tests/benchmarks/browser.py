@@ -146,7 +146,7 @@ def _product(pool: Pool, url: str, strategy: str) -> Job:
 
 
 def _own_browser(binary: str, url: str) -> Job:
-    """The seed's way: a browser and a chromedriver for each job."""
+    """A browser and a chromedriver of its own for each job."""
 
     def job(credentials: dict[str, Any]) -> int:
         with tempfile.TemporaryDirectory(prefix="crawlfleet-bench-") as profile:

@@ -170,5 +170,5 @@ def _rest(
 
 
 def _rank(crawl_s: Mapping[int, float], user: int) -> tuple[int, int]:
-    """Of one tier: the longest expected class first (log2 of milliseconds), then by number (design: order)."""
+    """Of one tier: the longest expected class first (log2 of milliseconds), then by number."""
     return -floor(log2(max(1, round(crawl_s[user] * 1000)))), user

@@ -17,6 +17,7 @@ from scripted_shop import Reply, Request, ScriptedShop
 from supervised import Supervised
 
 from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.keyhole import Keyhole
 from crawlfleet.browser.page import Page
 from crawlfleet.browser.pool import UNUSABLE_S, Pool
 from crawlfleet.errors import Blocked, Bug, ChromeUnusable, Crashed, Interrupted, Retry
@@ -251,6 +252,18 @@ def test_no_seller_is_served_from_the_cache_of_another(open_page: Open, site: Sc
     assert site.paths().count("/cached") == 2
 
 
+def test_no_page_may_look_through_a_keyhole(open_page: Open, chrome: Supervised, site: ScriptedShop) -> None:
+    """Whoever knew its port could otherwise ask Chrome for everybody's cookies."""
+    context = chrome.cdp().context()
+    with Keyhole(chrome.ready()["cdp"], context, "") as keyhole, open_page() as page:
+        page.go(site.url + "/")
+        look = (
+            "const done = arguments[1], line = new WebSocket('ws://' + arguments[0]);"
+            "line.onopen = () => done('open'); line.onerror = () => done('refused');"
+        )
+        assert page.driver.execute_async_script(look, keyhole.address) == "refused"
+
+
 def test_selenium_sees_no_window_but_its_own(open_page: Open, site: ScriptedShop) -> None:
     with open_page() as one, open_page() as other:
         other.go(site.url + "/")
@@ -281,6 +294,16 @@ def test_a_hung_page_holds_up_nobody_else(open_page: Open, site: ScriptedShop) -
         with open_page() as page:
             page.go(site.url + "/")
             assert page.read("return document.title") == "shop"
+
+
+def test_a_page_that_hangs_is_told_from_a_driver_that_is_stuck(
+    open_page: Open, site: ScriptedShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crawlfleet.browser.page.COMMAND_S", 2)
+    with open_page() as page:
+        page.go(site.url + "/hangs")
+        with pytest.raises(Retry, match="PageHangs"):
+            page.read("return 1")
 
 
 def test_a_command_is_ended_from_outside(

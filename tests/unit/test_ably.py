@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from scripted_shop import Reply, Request, ScriptedShop, html_reply, json_reply
 
 from crawlfleet.errors import AuthFailed, BadInput, Blocked, Bug, CrawlEnded, Retry, Throttled
 from crawlfleet.sources import load_adapter
-from crawlfleet.sources.ably import PASSES, Ably, Rows, read_until_agreed
+from crawlfleet.sources.ably import PASSES, Ably, Pass, read_pages, read_until_agreed
 
 ORDERS, HOME = "/seller/order_items/", "/dashboard"
 
@@ -182,13 +182,13 @@ def test_anything_else_ends_the_crawl(
 # Lists that move.
 
 
-def passes(*seen: tuple[list[str], int]) -> Any:
+def passes(*seen: list[str], pages: int = 2, whole: bool = True) -> Callable[[], Pass]:
     """A reader that sees one after the other, the last one for ever."""
     todo = list(seen)
 
-    def read_pass() -> tuple[Rows, int]:
-        rows, pages = todo.pop(0) if len(todo) > 1 else todo[0]
-        return {sno: {} for sno in rows}, pages
+    def read_pass() -> Pass:
+        rows = todo.pop(0) if len(todo) > 1 else todo[0]
+        return Pass({sno: {} for sno in rows}, pages, whole)
 
     return read_pass
 
@@ -211,9 +211,38 @@ def passes(*seen: tuple[list[str], int]) -> Any:
     ],
 )
 def test_passes_are_repeated_until_two_agree(seen: list[list[str]], wanted: list[str]) -> None:
-    assert list(read_until_agreed(passes(*[(rows, 2) for rows in seen]))) == wanted
+    assert list(read_until_agreed(passes(*seen))) == wanted
 
 
 def test_a_list_that_never_rests_is_read_again_later() -> None:
     with pytest.raises(Retry, match="ListMoved"):
-        read_until_agreed(passes(*[([str(n)], 2) for n in range(PASSES + 1)]))
+        read_until_agreed(passes(*[[str(n)] for n in range(PASSES + 1)]))
+
+
+def test_passes_that_are_not_whole_never_agree() -> None:
+    with pytest.raises(Retry, match="ListMoved"):
+        read_until_agreed(passes(["2", "1"], whole=False))
+
+
+@pytest.mark.parametrize(
+    ("pages", "wanted"),
+    [
+        ({1: (["3", "2"], 2), 2: (["1"], 2)}, (["3", "2", "1"], 2, True)),
+        ({1: (["3", "2"], 2), 2: (["1"], 3), 3: (["0"], 3)}, (["3", "2", "1", "0"], 3, True)),
+        ({1: (["3", "2"], 2), 2: ([], 1)}, (["3", "2"], 2, False)),
+        ({1: (["3", "2"], 2), 2: (["3", "2"], 2)}, (["3", "2"], 2, False)),
+        ({1: (["5", "4"], 2), 2: (["3"], 1)}, (["5", "4", "3"], 2, True)),
+    ],
+    ids=[
+        "two pages",
+        "one more comes",
+        "the last one went",
+        "the page number is ignored",
+        "fewer pages in the end",
+    ],
+)
+def test_a_pass_reads_as_many_pages_as_there_ever_were(
+    pages: dict[int, tuple[list[str], int]], wanted: tuple[list[str], int, bool]
+) -> None:
+    read = read_pages(lambda number: ({sno: {} for sno in pages[number][0]}, pages[number][1]))
+    assert (list(read.rows), read.pages, read.whole) == wanted

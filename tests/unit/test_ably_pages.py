@@ -150,6 +150,7 @@ def test_a_page_that_says_how_long_to_wait_is_believed() -> None:
         b'{"error": "internal"}',
         b'{"error": "internal", "order_items": [], "max_page_number": 0}',
         b'{"order_items": []}',
+        b'{"code": "E1", "message": "no", "order_items": [], "max_page_number": 0}',
         b'{"order_items": {}, "max_page_number": 1}',
         b'{"order_items": [1], "max_page_number": 1}',
         b'{"order_items": [], "max_page_number": true}',
@@ -165,3 +166,12 @@ def test_an_error_in_a_200_is_never_an_empty_list(body: bytes) -> None:
 def test_a_page_of_orders_tells_its_items_and_the_number_of_pages() -> None:
     items: list[dict[str, Any]] = [{"sno": 1}, {"sno": 2}]
     assert orders_of(b'{"order_items": [{"sno": 1}, {"sno": 2}], "max_page_number": 3}') == (items, 3)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(403, "BanPage"), (429, "TooManyRequests"), (503, "Maintenance")]
+)
+def test_a_login_that_was_not_judged_does_not_count(status: int, reason: str) -> None:
+    ended = login_ending(Sight.FAILED, Facts(login=True, load_error=True, login_status=status))
+    assert ended is not None
+    assert (ended.reason, ended.never_sent) == (reason, True)

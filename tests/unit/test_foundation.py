@@ -21,7 +21,7 @@ def project() -> dict[str, Any]:
 
 
 def test_the_lock_names_no_index() -> None:
-    """Whoever installs chooses where from: a company's mirror as well as pypi.org."""
+    """Whoever installs chooses where from: a company's mirror as well as the public index."""
     assert ADDRESS.search((ROOT / "requirements.lock").read_text()) is None
 
 

@@ -1,6 +1,9 @@
-"""Chrome: its supervisor (`crawlfleet chrome`), a process of its own beside each worker.
+"""Chrome, from both sides of its control port.
 
-`supervisor` runs the loop, `health` decides (pure), `launch` is one Chrome with its chromedriver, `control` the port that the
-worker steers it by. `preflight` looks for what has to be there, `home` is the folder it works in, `processes` what the
-kernel tells of processes.
+In the worker: `pool` hands out pages, one a crawl, `page` is one of them, `keyhole` what Selenium sees of Chrome, `cdp` the
+DevTools protocol, `chrome` the control port.
+
+`crawlfleet chrome`, a process of its own beside each worker: `supervisor` runs the loop, `health` decides (pure), `launch` is
+one Chrome with its chromedriver, `control` the port. `preflight` looks for what has to be there, `home` is the folder it works
+in, `processes` what the kernel tells of processes.
 """

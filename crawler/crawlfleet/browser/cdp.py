@@ -102,8 +102,8 @@ class Cdp:
 
     def forget(self, session: str) -> None:
         """Drop the handlers of a page that is gone."""
-        for key in [key for key in self._handlers if key[0] == session]:
-            del self._handlers[key]
+        for key in [key for key in list(self._handlers) if key[0] == session]:
+            self._handlers.pop(key, None)
 
     def close(self) -> None:
         """Hang up; Chrome then disposes our contexts."""
@@ -128,14 +128,16 @@ class Cdp:
         return number, reply
 
     def _read(self) -> None:
-        with suppress(OSError, WebSocketException):
-            for message in self._socket:
-                self._dispatch(json.loads(message))
-        with self._lock:
-            self._lost = True
-        for reply in list(self._replies.values()):
-            with suppress(InvalidStateError):
-                reply.set_exception(CdpFailed("Chrome is gone"))
+        try:
+            with suppress(OSError, WebSocketException):
+                for message in self._socket:
+                    self._dispatch(json.loads(message))
+        finally:
+            with self._lock:
+                self._lost = True
+            for reply in list(self._replies.values()):
+                with suppress(InvalidStateError):
+                    reply.set_exception(CdpFailed("Chrome is gone"))
 
     def _dispatch(self, message: Params) -> None:
         if "id" not in message:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +52,8 @@ class Chrome:
         except (requests.RequestException, KeyError, TypeError):
             return None
 
-    def recycle(self) -> None:
-        """End it and start afresh; whatever is open in it is lost."""
-        self._post("recycle")
-
-    def kill(self) -> None:
-        """The same without asking it first."""
-        self._post("kill")
-
-    def _post(self, lever: str) -> None:
-        try:
-            ask("POST", f"{self.url}/{lever}")
-        except requests.RequestException:
-            return  # the next look at its status tells whether it has to be said again
+    def recycle(self, generation: int) -> None:
+        """End that Chrome and start afresh; whatever is open in it is lost. A reply that is lost is no error:
+        the status tells whether it has to be said again."""
+        with suppress(requests.RequestException):
+            ask("POST", f"{self.url}/recycle?generation={generation}")

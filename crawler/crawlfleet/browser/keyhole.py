@@ -46,7 +46,9 @@ class Keyhole:
         self._server.shutdown()
 
     def _answer(self, near: ServerConnection, request: Request) -> Response | None:
-        """What chromedriver asks by HTTP before it opens the websocket."""
+        """What chromedriver asks by HTTP before it opens the websocket. No page may look: a page names its origin."""
+        if "Origin" in request.headers:
+            return near.respond(HTTPStatus.FORBIDDEN, "")
         if request.path.startswith("/json/version"):
             return near.respond(HTTPStatus.OK, json.dumps(self._version()))
         if request.path.startswith("/json"):

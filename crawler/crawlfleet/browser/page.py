@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -37,10 +37,13 @@ from crawlfleet.metrics import COMMAND_TIMEOUTS
 from crawlfleet.sources.http import Connections, known_pools, proxy_refused
 
 LOAD_S = 25.0
-SCRIPT_S = 30.0
-COMMAND_S = 35.0
-"""Longer than what the page's own time-outs allow: past it chromedriver itself is stuck."""
-QUIT_S = 3.0
+SCRIPT_S = 22.0
+COMMAND_S = 25.0
+"""Longer than a script may take: past it chromedriver itself is stuck, mostly behind a page that hangs."""
+STUCK = "DriverStuck"
+DISPOSE_S = 2.5
+QUIT_S = 1.5
+"""Both together: how long after its end a crawl may still hold its slot."""
 WINDOW = {"width": 1280, "height": 1600}
 LOCALE = "ko-KR"
 TIME_ZONE = "Asia/Seoul"
@@ -60,6 +63,12 @@ _UNREACHABLE = (
 _PROXY = ("ERR_PROXY", "ERR_TUNNEL", "ERR_UNEXPECTED_PROXY_AUTH", "ERR_INVALID_AUTH")
 
 
+Send = Callable[[str, Mapping[str, str], bytes], requests.Response]
+"""Post to a URL with these headers and this body, without anybody sending it a second time."""
+
+_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding", "connection")
+
+
 @dataclass(frozen=True)
 class Context:
     """One browser context with one page: `target` names the page's window, `session` is our line to it.
@@ -70,6 +79,7 @@ class Context:
     context: str
     target: str
     session: str
+    has_proxy: bool
     refused: threading.Event
 
 
@@ -94,7 +104,7 @@ def open_context(cdp: Cdp, proxy: str | None) -> Context:
 def dispose(cdp: Cdp, context: str) -> bool:
     """End the context and its pages, hung ones too; False if Chrome did not say that it has."""
     try:
-        cdp.call("Target.disposeBrowserContext", {"browserContextId": context})
+        cdp.call("Target.disposeBrowserContext", {"browserContextId": context}, timeout_s=DISPOSE_S)
     except CdpFailed:
         return cdp.is_lost
     return True
@@ -115,7 +125,7 @@ def _open_page(cdp: Cdp, context: str, proxy: str | None) -> Context:
     ):
         cdp.call(method, params, session=session)
     cdp.on("Page.javascriptDialogOpening", session, lambda _: _dismiss(cdp, session))
-    opened = Context(context, target, session, threading.Event())
+    opened = Context(context, target, session, bool(proxy), threading.Event())
     if proxy:
         _answer_proxy(
             cdp, opened, unquote(urlsplit(proxy).username or ""), unquote(urlsplit(proxy).password or "")
@@ -146,13 +156,88 @@ def _answer_proxy(cdp: Cdp, opened: Context, username: str, password: str) -> No
             "Fetch.continueWithAuth", {"requestId": request, "authChallengeResponse": answer}, session=session
         )
 
+    cdp.on("Fetch.authRequired", session, challenged)
+    _stop_documents(cdp, session)
+
+
+def _stop_documents(cdp: Cdp, session: str) -> None:
     def stopped(event: dict[str, Any]) -> None:
         cdp.tell("Fetch.continueRequest", {"requestId": event["requestId"]}, session=session)
 
-    cdp.on("Fetch.authRequired", session, challenged)
     cdp.on("Fetch.requestPaused", session, stopped)
     patterns = [{"urlPattern": "*", "resourceType": "Document"}]
     cdp.call("Fetch.enable", {"handleAuthRequests": True, "patterns": patterns}, session=session)
+
+
+class _Posts:
+    """While entered, what a page posts is sent by `send`, once.
+
+    Chrome by itself posts again, up to three times, when a connection breaks before the reply (seen): with a password in
+    it nobody could promise that it was submitted once.
+    """
+
+    def __init__(self, cdp: Cdp, context: Context, send: Send) -> None:
+        self._cdp = cdp
+        self._context = context
+        self._send = send
+
+    def __enter__(self) -> None:
+        session = self._context.session
+        self._cdp.on("Fetch.requestPaused", session, self._stopped)
+        self._cdp.call(
+            "Fetch.enable",
+            {"handleAuthRequests": self._context.has_proxy, "patterns": [{"urlPattern": "*"}]},
+            session=session,
+        )
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(CdpFailed):  # the page is gone: so is what was stopped of it
+            if self._context.has_proxy:
+                _stop_documents(self._cdp, self._context.session)
+            else:
+                self._cdp.call("Fetch.disable", session=self._context.session)
+
+    def _stopped(self, event: dict[str, Any]) -> None:
+        if event["request"]["method"] == "POST":
+            threading.Thread(target=self._post, args=(event,), name="post", daemon=True).start()
+        else:
+            self._tell("Fetch.continueRequest", event)
+
+    def _post(self, event: dict[str, Any]) -> None:
+        try:
+            request = event["request"]
+            with self._send(request["url"], self._headers(request), self._body(event)) as reply:
+                headers = [
+                    {"name": name, "value": value}
+                    for name, value in reply.raw.headers.items()
+                    if name.lower() not in _OF_THE_WIRE
+                ]
+                content = base64.b64encode(reply.content).decode()
+                answer = {"responseCode": reply.status_code, "responseHeaders": headers, "body": content}
+            self._tell("Fetch.fulfillRequest", event, **answer)
+        except (
+            Exception
+        ):  # whatever it was: the page is told that its request failed, and the crawl judges the page
+            self._tell("Fetch.failRequest", event, errorReason="ConnectionReset")
+
+    def _headers(self, request: dict[str, Any]) -> dict[str, str]:
+        parts = urlsplit(request["url"])
+        found = self._cdp.call(
+            "Network.getCookies", {"urls": [request["url"]]}, session=self._context.session
+        )["cookies"]
+        cookies = "; ".join(f"{cookie['name']}={cookie['value']}" for cookie in found)
+        origin = {"Origin": f"{parts.scheme}://{parts.netloc}"}
+        return {**origin, **request["headers"], **({"Cookie": cookies} if cookies else {})}
+
+    def _body(self, event: dict[str, Any]) -> bytes:
+        if (data := event["request"].get("postData")) is None:
+            data = self._cdp.call(
+                "Fetch.getRequestPostData", {"requestId": event["requestId"]}, session=self._context.session
+            )["postData"]
+        return str(data).encode()
+
+    def _tell(self, method: str, event: dict[str, Any], **params: Any) -> None:
+        self._cdp.tell(method, {"requestId": event["requestId"], **params}, session=self._context.session)
 
 
 def attach(webdriver_url: str, chrome_address: str, context: Context, connections: Connections) -> WebDriver:
@@ -222,7 +307,7 @@ class Page:
 
     def go(self, url: str) -> None:
         self._turn()
-        with verdicts(self._check):  # not by chromedriver, which does not tell a page that failed to load
+        with self._verdicts():  # not by chromedriver, which does not tell a page that failed to load
             reply = self._cdp.call(
                 "Page.navigate",
                 {"url": url},
@@ -240,17 +325,17 @@ class Page:
         if not self.read(
             "const e = document.querySelector(arguments[0]); e && e.click(); return Boolean(e)", css
         ):
-            raise Bug("NothingToPress", f"the page has no {css}")
+            raise Bug("NothingToPress", f"the page has no {css}", never_sent=True)
 
     def read(self, script: str, *arguments: Any) -> Any:
         self._check()
-        with verdicts(self._check):
+        with self._verdicts():
             return self.driver.execute_script(script, *arguments)
 
     def settle(self, script: str, *arguments: Any, within_s: float) -> Any:
         self._check()
         began = time.monotonic()
-        with verdicts(self._check):
+        with self._verdicts():
             try:
                 return self.driver.execute_async_script(
                     _SETTLE, script, list(arguments), round(within_s * 1000)
@@ -261,23 +346,53 @@ class Page:
                 raise
 
     def set_cookie(self, url: str, name: str, value: str) -> None:
-        with verdicts(self._check):
+        with self._verdicts():
             self._cdp.call(
                 "Network.setCookie", {"url": url, "name": name, "value": value}, session=self._context.session
             )
 
+    def delete_cookie(self, url: str, name: str) -> None:
+        with self._verdicts():
+            self._cdp.call("Network.deleteCookies", {"url": url, "name": name}, session=self._context.session)
+
     def cookie(self, name: str) -> str | None:
-        with verdicts(self._check):
+        with self._verdicts():
             found = self.driver.get_cookie(name)
         return None if found is None else str(found["value"])
 
+    def posts_by(self, send: Send) -> AbstractContextManager[None]:
+        """While entered, what this page posts is sent by `send`, once."""
+        return _Posts(self._cdp, self._context, send)
+
     def likeness(self) -> tuple[str, bytes]:
-        with verdicts(self._check):
+        with self._verdicts():
             html = str(self.driver.execute_script(_REDACT))
             shot = self._cdp.call(
                 "Page.captureScreenshot", {"format": "jpeg", "quality": 40}, session=self._context.session
             )
         return html, base64.b64decode(shot["data"])
+
+    @contextmanager
+    def _verdicts(self) -> Iterator[None]:
+        """As `verdicts`; where chromedriver is stuck, the page is asked whether it is its fault."""
+        try:
+            with verdicts(self._check):
+                yield
+        except Crashed as crashed:
+            if crashed.reason == STUCK and self._hangs():
+                raise Retry(
+                    "PageHangs", "the page does not answer: a script of it runs without end"
+                ) from None
+            raise
+
+    def _hangs(self) -> bool:
+        try:
+            self._cdp.call("Runtime.evaluate", {"expression": "1"}, session=self._context.session)
+        except CdpLate:
+            return True
+        except CdpFailed:
+            return False
+        return False
 
 
 _SETTLE = """
@@ -290,15 +405,16 @@ const look = new Function(body);
 """
 
 _REDACT = """
-const kept = 'title,h1,h2,h3,button,label,th,legend';
+const kept = 'title,h1,h2,button,th';
 const hide = text => text.replace(/\\S+@\\S+/g, 'x@x').replace(/\\d/g, '0');
 const walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
-const gone = [...document.querySelectorAll('script,style,link,meta,img,svg,iframe')];
+const gone = [...document.querySelectorAll('script,style,link,meta,img,svg,canvas,video,iframe')];
 for (let node; (node = walker.nextNode());) {
     const open = node.parentElement && node.parentElement.closest(kept);
     node.data = open ? hide(node.data) : hide(node.data).replace(/[\\p{L}]/gu, 'x');
 }
 gone.forEach(element => element.remove());
+document.querySelectorAll('*').forEach(element => element.shadowRoot && element.remove());
 for (const element of document.querySelectorAll('*'))
     for (const {name, value} of [...element.attributes])
         if (!/^(class|id|name|type|role|href|action)$/.test(name)) element.setAttribute(name, value.replace(/[\\p{L}\\d]/gu, 'x'));
@@ -324,13 +440,10 @@ def _verdict(exc: Exception) -> CrawlEnded:
         return Retry("Alert", "the page opened an alert in the middle of a command")
     if isinstance(exc, u3.ReadTimeoutError):
         COMMAND_TIMEOUTS.inc()
-        return Crashed("DriverStuck", f"chromedriver did not answer within {COMMAND_S:.0f} s")
-    if isinstance(exc, CdpLate | TimeoutException) and "renderer" not in words:
+        return Crashed(STUCK, f"chromedriver did not answer within {COMMAND_S:.0f} s")
+    if isinstance(exc, CdpLate | TimeoutException):
         COMMAND_TIMEOUTS.inc()
         return Retry("PageTimeout", f"the page took longer than {LOAD_S:.0f} s")
-    if isinstance(exc, TimeoutException):
-        COMMAND_TIMEOUTS.inc()
-        return Retry("PageHangs", "the page did not answer: a script of it runs without end")
     if isinstance(exc, JavascriptException):
         return Bug("ScriptFailed", "a script on the page failed; the page is not as the adapter expects it")
     if "crash" in words:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from selenium.webdriver.remote.webdriver import WebDriver
 
@@ -56,6 +56,8 @@ class Pool:
         self._clock = clock
         self._lock = threading.Lock()
         self._status: Status | None = None
+        self._restarts: Mapping[str, int] = {}
+        self._spent = 0
         self._cdp: Cdp | None = None
         self._open = 0
         self._jobs = 0
@@ -90,13 +92,16 @@ class Pool:
         self._see(status)
         if status is None or not status.ready:
             return
+        if status.generation == self._spent:  # it was not heard
+            self._chrome.recycle(self._spent)
+            return
         if self._cdp is None or self._cdp.is_lost:
             self._connect(status)
         with self._lock:
             self._recycling = self._recycling or self._is_due(status)
             recycle_now = self._recycling and self._open == 0
         if recycle_now:
-            self._recycle()
+            self._recycle(status)
         elif self._cdp is not None:
             self._able_at = self._clock()
 
@@ -104,14 +109,23 @@ class Pool:
         """Wait until Chrome is there. One that an earlier worker has used is started afresh. Raises ChromeUnusable."""
         while not self.is_able and not self.is_unusable():
             self.tend()
-            if self._is_used():
-                self._recycle()
+            if self._status is not None and self._is_used(self._status):
+                self._recycle(self._status)
             wait(0.1)
         if not self.is_able:
-            why = self._status.why if self._status else f"nobody answers at {self._chrome.url}"
-            raise ChromeUnusable(
-                f"Chrome is not usable: {why}; does `crawlfleet chrome` run beside this worker (CRAWLFLEET_CHROME_URL)?"
-            )
+            raise ChromeUnusable(f"Chrome is not usable: {self.why()}")
+
+    def why(self) -> str:
+        """Why no crawl may begin, for a person."""
+        status = self._status
+        if status is None and self._spent:
+            return "it is being started afresh"
+        if status is None:
+            url = self._chrome.url
+            return f"nobody answers at {url}; does `crawlfleet chrome` run beside this worker (CRAWLFLEET_CHROME_URL)?"
+        if _is_full(status):
+            return f"its memory is full ({status.memory_mb:.0f} of {status.limit_mb} MB); give it more"
+        return status.why or "it is being started afresh"
 
     @contextmanager
     def page(
@@ -135,10 +149,7 @@ class Pool:
     def _begin(self) -> tuple[Cdp, Status]:
         with self._lock:
             if not self.is_able or self._cdp is None or self._status is None:
-                why = self._status.why if self._status else ""
-                raise Interrupted(
-                    "BrowserUnavailable", why or "Chrome is being started afresh", retry_after_s=AGAIN_S
-                )
+                raise Interrupted("BrowserUnavailable", f"Chrome: {self.why()}", retry_after_s=AGAIN_S)
             self._open += 1
             self._jobs += 1
             return self._cdp, self._status
@@ -153,39 +164,40 @@ class Pool:
     ) -> Iterator[WebDriver]:
         """Selenium on the context. At the end the context goes first: a hung page would hold up everything else."""
         driver: WebDriver | None = None
-        with Keyhole(status.cdp, context.context, context.target) as keyhole:
+        with ExitStack() as opened:
             try:
                 with verdicts(check):
+                    keyhole = opened.enter_context(Keyhole(status.cdp, context.context, context.target))
                     driver = attach(status.webdriver, keyhole.address, context, connections)
                 yield driver
             finally:
-                cdp.forget(context.session)
                 disposed = dispose(cdp, context.context)
+                cdp.forget(context.session)
                 if driver is None or not quit_session(status.webdriver, driver) or not disposed:
                     self._soiled = True
 
-    def _is_used(self) -> bool:
+    def _is_used(self, status: Status) -> bool:
         """Whether an earlier worker has left something behind."""
-        if self._cdp is None or self._status is None:
+        if self._cdp is None:
             return False
         try:
             contexts = self._cdp.call("Target.getBrowserContexts")["browserContextIds"]
-            return bool(contexts or sessions(self._status.webdriver))
+            return bool(contexts or sessions(status.webdriver))
         except CdpFailed:
             return False
 
     # What `tend` does.
 
     def _see(self, status: Status | None) -> None:
-        before, self._status = self._status, status
+        self._status = status
         metrics.BROWSER_CONTEXTS.set(self._open)
         if status is None:
             return
         metrics.BROWSER_MEMORY.set(status.memory_mb * 2**20)
         metrics.BROWSER_LAUNCH.set(status.launch_s)
         for reason, count in status.restarts.items():
-            known = before.restarts.get(reason, 0) if before else 0
-            metrics.BROWSER_RESTARTS.labels(reason).inc(max(0, count - known))
+            metrics.BROWSER_RESTARTS.labels(reason).inc(max(0, count - self._restarts.get(reason, 0)))
+        self._restarts = status.restarts
 
     def _connect(self, status: Status) -> None:
         try:
@@ -203,11 +215,12 @@ class Pool:
             or (_is_full(status) and self._open == 0)
         )
 
-    def _recycle(self) -> None:
+    def _recycle(self, status: Status) -> None:
         if self._cdp is not None:
             self._cdp.close()
         self._cdp = self._status = None
-        self._chrome.recycle()
+        self._spent = status.generation
+        self._chrome.recycle(status.generation)
 
 
 def _is_full(status: Status) -> bool:

@@ -60,6 +60,9 @@ class Page(Protocol):
     def set_cookie(self, url: str, name: str, value: str) -> None:
         """Set a cookie before the first visit."""
 
+    def delete_cookie(self, url: str, name: str) -> None:
+        """Forget a cookie."""
+
     def cookie(self, name: str) -> str | None:
         """A cookie of the present page."""
 
@@ -108,7 +111,7 @@ class Crawl(Protocol):
         """
 
     def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
-        """Rotate the account's tokens exactly once, whatever dies meanwhile (design: refresh protocol).
+        """Rotate the account's tokens exactly once, whatever dies meanwhile (`tokens.py`).
 
         `post(credentials)` sends the one refresh request and returns the complete new credentials; it
         raises AuthFailed if the shop refuses the token, another verdict if nothing was learned.

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any, ClassVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from crawlfleet import __version__
 from crawlfleet.errors import AuthFailed, BadInput, Bug, CrawlEnded, Retry
 from crawlfleet.sources import KST, Crawl, Credentials, Item, Page
 from crawlfleet.sources.ably_pages import (
@@ -51,6 +50,7 @@ class Paths:
     home: str = "/dashboard"
     orders: str = "/orders"
     api_orders: str = "/seller/order_items/"
+    api_login: str = "/seller/login/"
 
 
 class Ably:
@@ -118,25 +118,50 @@ def _window(crawl: Crawl, days: int) -> dict[str, str]:
     return {"start_date": str(today - timedelta(days=days)), "end_date": str(today)}
 
 
-def read_until_agreed(read_pass: Callable[[], tuple[Rows, int]]) -> Rows:
+@dataclass(frozen=True)
+class Pass:
+    """All pages read once, in the order of the list, newest first.
+
+    `whole` is false if a page was empty or brought nothing new although there were said to be more.
+    """
+
+    rows: Rows
+    pages: int
+    whole: bool
+
+
+def read_pages(read_page: Callable[[int], tuple[Rows, int]]) -> Pass:
+    """One pass. `read_page` gets the number of a page: its rows, and how many pages there are now."""
+    rows, pages = read_page(1)
+    rows, number, whole = dict(rows), 1, True
+    while number < pages:
+        number += 1
+        more, now = read_page(number)
+        whole = whole and not more.keys() <= rows.keys()
+        rows |= more
+        pages = max(pages, now)
+    return Pass(rows, pages, whole)
+
+
+def read_until_agreed(read_pass: Callable[[], Pass]) -> Rows:
     """Read all pages again until two passes agree, and return the last; a single page is one glance.
 
     Rows that go pull others over the edges of pages meanwhile, where a pass steps over them. So nothing of one pass may
-    be missing in the next, and what is new there has to stand at its head, where orders come in. Raises Retry if the
-    list does not rest within PASSES.
+    be missing in the next, what is new there has to stand at its head, where orders come in, and no page may have gone.
+    Raises Retry if the list does not rest within PASSES.
     """
-    before: Rows | None = None
+    before: Pass | None = None
     for _ in range(PASSES):
-        rows, pages = read_pass()
-        if pages <= 1 or (before is not None and _agree(before, rows)):
-            return rows
-        before = rows
+        now = read_pass()
+        if now.pages <= 1 or (before is not None and _agree(before, now)):
+            return now.rows
+        before = now
     raise Retry("ListMoved", f"the list of orders did not rest while it was read {PASSES} times")
 
 
-def _agree(before: Rows, after: Rows) -> bool:
-    """Whether `after` is `before`, perhaps with newer rows at its head. Both in the order of the list, newest first."""
-    return set(before) <= set(after) and set(list(after)[len(after) - len(before) :]) == set(before)
+def _agree(before: Pass, now: Pass) -> bool:
+    oldest = list(now.rows)[len(now.rows) - len(before.rows) :]
+    return before.whole and now.whole and now.pages >= before.pages and set(oldest) == before.rows.keys()
 
 
 class Admin:
@@ -145,12 +170,14 @@ class Admin:
     def __init__(self, crawl: Crawl, page: Page, selectors: Selectors, paths: Paths, days: int) -> None:
         self._crawl = crawl
         self._page = page
-        self._marks = {**selectors.as_dict(), "api_orders": urlsplit(paths.api_orders).path}
+        api = {name: urlsplit(getattr(paths, name)).path for name in ("api_orders", "api_login")}
+        self._marks = {**selectors.as_dict(), **api}
         self._selectors = selectors
         self._paths = paths
         self._base = crawl.base_url or OFFICIAL_URL
         self._window = _window(crawl, days)
         self._logged_in = False
+        self._first_row: str | None = None
 
     def read(self) -> Rows:
         """All orders of the window; logs in if there is no living session."""
@@ -158,14 +185,15 @@ class Admin:
             self._page.set_cookie(self._base, COOKIE, token)
         else:
             self.log_in()
-        return read_until_agreed(self._read_pages)
+        return read_until_agreed(lambda: read_pages(self._read_page))
 
     def log_in(self) -> None:
         """Log in by the page, and keep the session. Raises AuthFailed without a password, or if it was refused."""
         _need_password(self._crawl)
         facts = self._visit(self._paths.login)
-        if not facts.login:
+        if classify(facts) is not Sight.LOGIN:
             raise self._ending(facts)
+        self._page.delete_cookie(self._base, COOKIE)  # else an old session would look like a new one
         self._logged_in = True
         self._crawl.login(self._submit)
 
@@ -179,20 +207,16 @@ class Admin:
         self._page.press(s.submit)
         facts = self._look(LEFT_LOGIN, LOGIN_S)
         refused, token = login_ending(classify(facts), facts), self._page.cookie(COOKIE)
-        if isinstance(refused, AuthFailed):
+        if refused is not None and (isinstance(refused, AuthFailed) or refused.never_sent):
             raise refused
         if not token:  # with one the login has succeeded, whatever page came next
             raise refused or Retry("LoginUnclear", f"the login set no cookie {COOKIE}")
         return credentials | {"token": token}
 
-    def _read_pages(self) -> tuple[Rows, int]:
-        facts = self._first_page()
-        rows, pages = dict(facts.rows), facts.max_page
-        for number in range(2, pages + 1):
-            facts = self._turn_to(number)
-            rows |= facts.rows
-            pages = max(pages, facts.max_page)
-        return rows, pages
+    def _read_page(self, number: int) -> tuple[Rows, int]:
+        facts = self._first_page() if number == 1 else self._turn_to(number)
+        self._first_row = next(iter(facts.rows), None)
+        return dict(facts.rows), facts.max_page
 
     def _first_page(self) -> Facts:
         facts = self._visit(self._paths.orders, {**self._window, "page": "1"}, page_no=1)
@@ -222,22 +246,32 @@ class Admin:
 
     def _turn_to(self, number: int) -> Facts:
         self._page.press(f'{self._selectors.pagination} [data-page="{number}"]')
-        facts = self._settled(number)
+        facts = self._settled(number, self._first_row)
         if classify(facts) in (Sight.LOGIN, Sight.EXPIRED):
             raise Retry("LoggedOut", "the session ended while the orders were read")
+        stale = bool(facts.rows) and next(iter(facts.rows)) == self._first_row
+        if stale or facts.page not in (0, number):
+            raise Retry("PageMissing", f"page {number} of the orders did not come")
         return self._orders(facts)
 
     def _orders(self, facts: Facts) -> Facts:
-        if classify(facts) in (Sight.ORDERS, Sight.EMPTY):
+        sight = classify(facts)
+        if sight is Sight.EMPTY:
             return facts
-        raise self._ending(facts)
+        if sight is not Sight.ORDERS:
+            raise self._ending(facts)
+        if not facts.keyed:
+            raise self._odd(facts, "a row has cells without a head; see options.selectors.head")
+        if facts.max_page < 1:
+            raise self._odd(facts, "the table has no pagination; see options.selectors.pagination")
+        return facts
 
     def _visit(self, path: str, query: Mapping[str, str] | None = None, page_no: int = 0) -> Facts:
         self._page.go(urljoin(self._base, path) + (f"?{urlencode(query)}" if query else ""))
         return self._settled(page_no)
 
-    def _settled(self, page_no: int = 0) -> Facts:
-        return self._look(SETTLED, SETTLE_S, page_no)
+    def _settled(self, page_no: int = 0, before: str | None = None) -> Facts:
+        return self._look(SETTLED, SETTLE_S, page_no, before)
 
     def _look(self, script: str, within_s: float, *arguments: Any) -> Facts:
         """The page once the script says so, or what it is when time is up; a page that is left meanwhile is looked at anew."""
@@ -254,11 +288,12 @@ class Admin:
         """The verdict of a page that is not what was asked for; one that nobody knows is kept."""
         if known := ending(classify(facts), facts):
             return known
+        return self._odd(facts, "no page that the adapter knows; see options.selectors and options.paths")
+
+    def _odd(self, facts: Facts, what: str) -> Bug:
         html, picture = self._page.likeness()
-        what = f"{urlsplit(facts.url).path} is no page that the adapter knows (status {facts.status})"
-        return Bug(
-            "UnknownPage", f"{what}; see options.selectors and options.paths", snapshot=html, picture=picture
-        )
+        at = f"{urlsplit(facts.url).path} (status {facts.status})"
+        return Bug("UnknownPage", f"{at}: {what}", snapshot=html, picture=picture)
 
 
 _TYPE = """
@@ -291,7 +326,7 @@ class Api:
         """All orders of the window; logs in if there is no living session."""
         if not self._crawl.credentials.get("token"):
             self._renew_session()
-        return read_until_agreed(self._read_pages)
+        return read_until_agreed(lambda: read_pages(self._read_page))
 
     def _renew_session(self) -> None:
         if self._logged_in:
@@ -299,30 +334,18 @@ class Api:
         self._logged_in = True
         self._log_in()
 
-    def _read_pages(self) -> tuple[Rows, int]:
-        rows, pages, number = self._page(1)
-        if not rows and not self._is_alive():
-            self._renew_session()
-            return self._read_pages()
-        while number < pages:
-            more, pages, number = self._page(number + 1)
-            rows |= more
-        return rows, pages
-
-    def _page(self, number: int) -> tuple[Rows, int, int]:
+    def _read_page(self, number: int) -> tuple[Rows, int]:
         params = {**self._window, "page": str(number), "per_page": str(PER_PAGE)}
-        body = self._get(self._orders, params)
-        if body is None:
-            self._renew_session()
-            body = self._get(self._orders, params)
-        if body is None:
-            raise Retry("LoggedOut", "the shop ended the session right after its login")
-        items, pages = orders_of(body)
-        return {_sno(item): item for item in items}, pages, number
+        content = self._get(params)
+        while content is None or (number == 1 and not orders_of(content)[0] and not self._is_alive()):
+            self._renew_session()  # raises the second time
+            content = self._get(params)
+        items, pages = orders_of(content)
+        return {_sno(item): item for item in items}, pages
 
-    def _get(self, url: str, params: Mapping[str, str]) -> bytes | None:
+    def _get(self, params: Mapping[str, str]) -> bytes | None:
         """The body of a reply with orders; None if the session has ended."""
-        with self._crawl.request("GET", url, params=params, headers=self._headers()) as response:
+        with self._crawl.request("GET", self._orders, params=params, headers=self._headers()) as response:
             body = Body(response)
             content = b"".join(iter(lambda: body.read(2**16), b""))
             judged = classify_reply(response.status_code, response.headers, content, self._crawl.now())
@@ -342,7 +365,6 @@ class Api:
             "Authorization": f"JWT {self._crawl.credentials['token']}",
             "Origin": self._base,
             "Referer": f"{self._base}/",
-            "User-Agent": f"crawlfleet/{__version__}",
         }
 
 

@@ -57,7 +57,6 @@ class Selectors:
     empty: str = ".empty-state"
     load_error: str = ".load-error"
     pagination: str = ".pagination[data-max-page]"
-    page_button: str = "button[data-page]"
     current_page: str = ".is-active[data-page]"
     popup: str = ".el-dialog__wrapper"
     popup_close: str = ".el-dialog__headerbtn"
@@ -71,14 +70,17 @@ class Selectors:
 
 @dataclass(frozen=True)
 class Facts:
-    """What LOOK sees of a page. `status` of the document, `api_status` of its last order request; 0: not known.
+    """What LOOK sees of a page. `status` of the document, `api_status` of its last order request, `login_status` of its
+    last login; 0: not known.
 
-    `submitted`: it is the very page where a password was typed.
+    `max_page` 0: there is no pagination. `keyed`: every cell of a row stands below a head. `submitted`: it is the very page
+    where a password was typed.
     """
 
     url: str = ""
     status: int = 0
     api_status: int = 0
+    login_status: int = 0
     text: str = ""
     login: bool = False
     login_error: bool = False
@@ -89,6 +91,7 @@ class Facts:
     load_error: bool = False
     page: int = 0
     max_page: int = 0
+    keyed: bool = True
     rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     submitted: bool = False
 
@@ -105,13 +108,15 @@ document.querySelectorAll(s.popup + ' ' + s.popup_close).forEach(button => butto
 const table = find(s.table), keys = table ? [...table.querySelectorAll(s.head)].map(th => th.dataset.key) : [];
 const rows = table ? [...table.querySelectorAll(s.row)] : [];
 const pages = find(s.pagination), current = find(s.current_page);
-const requests = performance.getEntriesByType('resource').filter(entry => entry.name.includes(s.api_orders));
+const statusOf = path => performance.getEntriesByType('resource')
+    .filter(entry => new URL(entry.name, location).pathname === path).map(entry => entry.responseStatus).pop() || 0;
 const document_ = performance.getEntriesByType('navigation')[0];
 const drawn = table && table.tBodies[0] && table.tBodies[0].dataset.page;
 return {
     url: location.origin + location.pathname,
     status: document_ ? document_.responseStatus : 0,
-    api_status: requests.length ? requests[requests.length - 1].responseStatus : 0,
+    api_status: statusOf(s.api_orders),
+    login_status: statusOf(s.api_login),
     text: rows.length || !document.body ? '' : document.body.innerText.slice(0, 2000),
     login: Boolean(find(s.email) && find(s.password)),
     login_error: Boolean(find(s.login_error) && find(s.login_error).textContent.trim()),
@@ -121,14 +126,15 @@ return {
     empty: Boolean(find(s.empty)),
     load_error: Boolean(find(s.load_error)),
     page: Number(drawn || (current ? current.dataset.page : 0)),
-    max_page: pages ? Number(pages.dataset.maxPage) : 1,
+    max_page: pages ? Number(pages.dataset.maxPage) : 0,
+    keyed: rows.every(row => row.cells.length === keys.length),
     rows: rows.map(row => [
         row.dataset.sno, Object.fromEntries([...row.cells].map((cell, i) => [keys[i], cell.textContent.trim()])),
     ]),
     submitted: Boolean(window.crawlfleetSubmitted),
 };
 """
-"""The page at one glance, with its rows; closes pop-ups first. Argument: the selectors, and `api_orders`."""
+"""The page at one glance, with its rows; closes pop-ups first. Argument: the selectors, `api_orders` and `api_login`."""
 
 
 _SECONDS = re.compile(r"(\d{1,5}) ?초")
@@ -143,14 +149,17 @@ _WORDS = (
 _SEEN = "const seen = (function () {" + LOOK + "}).apply(null, arguments);"
 _DECIDED = (
     "document.readyState !== 'loading' && !seen.loading && (seen.expired || seen.status >= 400"
-    f" || /{'|'.join(words.pattern for _, words in _WORDS)}/i.test(seen.text)"
+    f" || !document.querySelector(arguments[0].table) && !seen.home && /{'|'.join(words.pattern for _, words in _WORDS)}/i"
+    ".test(seen.text)"
 )
 SETTLED = (
-    _SEEN + "const wanted = arguments[1];"
-    "const listed = seen.rows.length ? !seen.page || seen.page === wanted : seen.empty || seen.load_error;"
+    _SEEN + "const [, wanted, before] = arguments;"
+    "const listed = seen.rows.length ? (!seen.page || seen.page === wanted) && seen.rows[0][0] !== before"
+    " : seen.empty || seen.load_error;"
     "return " + _DECIDED + " || seen.login || (wanted ? listed : seen.home)) ? seen : null;"
 )
-"""LOOK, once the page has made up its mind; the second argument is the page of orders to wait for, 0 for another page."""
+"""LOOK, once the page has made up its mind. The second argument is the page of orders to wait for, 0 for another page;
+the third the first order of the page before, which may still stand there."""
 LEFT_LOGIN = (
     _SEEN + "return " + _DECIDED + " || seen.login_error || seen.load_error || (seen.login ? !seen.submitted"
     " : seen.home || seen.rows.length || seen.empty)) ? seen : null;"
@@ -190,8 +199,7 @@ def _worded(facts: Facts, otherwise: Sight) -> Sight:
 def ending(sight: Sight, facts: Facts) -> CrawlEnded | None:
     """The verdict of a page that ends a crawl; None for those that an adapter can go on from."""
     at = f"{urlsplit(facts.url).path} (status {facts.status})"
-    hint = _SECONDS.search(facts.text)
-    wait_s = float(hint[1]) if hint else THROTTLED_S
+    wait_s = _wait_s(facts)
     match sight:
         case Sight.BANNED:
             return Blocked("BanPage", f"a ban page instead of {at}")
@@ -210,8 +218,24 @@ def ending(sight: Sight, facts: Facts) -> CrawlEnded | None:
     return None
 
 
+def _wait_s(facts: Facts) -> float:
+    hint = _SECONDS.search(facts.text)
+    return float(hint[1]) if hint else THROTTLED_S
+
+
 def login_ending(sight: Sight, facts: Facts) -> CrawlEnded | None:
-    """The verdict of a login by the page it led to; None if it succeeded. Whatever needs a person ends `auth`."""
+    """The verdict of a login by the page it led to; None if it succeeded. Whatever needs a person ends `auth`.
+
+    A shop that is busy, closed, or has banned us has judged no password: that login does not count.
+    """
+    said = f"the login was answered {facts.login_status}"
+    match facts.login_status:
+        case 403:
+            return Blocked("BanPage", said, never_sent=True)
+        case 429:
+            return Throttled("TooManyRequests", said, retry_after_s=_wait_s(facts), never_sent=True)
+        case 503:
+            return Throttled("Maintenance", said, retry_after_s=_wait_s(facts), never_sent=True)
     match sight:
         case Sight.REFUSED:
             return AuthFailed("LoginRefused", "the shop refused email or password")
@@ -264,6 +288,8 @@ def orders_of(body: bytes) -> tuple[list[dict[str, Any]], int]:
     if not isinstance(reply, dict) or "error" in reply:
         raise _unexpected(body)
     items, pages = reply.get("order_items"), reply.get("max_page_number")
+    if not items and reply.keys() & {"code", "message", "detail"}:
+        raise _unexpected(body)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise _unexpected(body)
     if isinstance(pages, bool) or not isinstance(pages, int):
