@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
@@ -68,6 +69,13 @@ class TestReady:
         assert calm.cdp()("Browser.getVersion")["product"].startswith("HeadlessChrome/")
         with urlopen(status["webdriver"] + "/status") as reply:
             assert b'"ready":true' in reply.read()
+
+    def test_chromedriver_is_told_its_port(self, calm: Supervised) -> None:
+        """Left alone it picks one that is free in IPv6, and ends if it is not free in IPv4, too."""
+        port = urlsplit(calm.ready()["webdriver"]).port
+
+        command = Path(f"/proc/{calm.pid_of('chromedriver')}/cmdline").read_bytes().split(b"\0")
+        assert f"--port={port}".encode() in command
 
     def test_the_first_status_says_all_is_well(self, calm: Supervised) -> None:
         status = calm.ready()

@@ -104,7 +104,7 @@ class Launch:
         if installation.account:
             shutil.chown(folder, installation.account)
         chrome = chrome_command(installation.chrome, folder / "profile", sandbox=installation.sandbox)
-        driver = [installation.chromedriver, "--port=0"]
+        driver = [installation.chromedriver, f"--port={_free_port()}"]
         for name, command, address in (
             ("Chrome", chrome, _CHROME_AT),
             ("chromedriver", driver, _CHROMEDRIVER_AT),
@@ -187,6 +187,13 @@ class Launch:
         for program in self._programs:
             program.ended()
         processes.reap(but=[program.pid for program in self._programs])
+
+
+def _free_port() -> int:
+    """With `--port=0` chromedriver takes any port of IPv6 and ends if that is taken in IPv4, where most are used."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _environment(folder: Path) -> Mapping[str, str]:
