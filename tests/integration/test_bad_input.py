@@ -509,7 +509,7 @@ class TestFullDisk:
         until(lambda: small_disk.crawled("nightly") >= 4, "the first crawls")
         filler = disk / "filler"
         _fill(filler)
-        run.wait_for(f"The disk of {disk} is full: 0 MB free.")
+        run.wait_for(f"The disk of {disk} is full: ")  # it may look while the disk fills
 
         filler.unlink()
 
