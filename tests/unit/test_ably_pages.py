@@ -172,6 +172,6 @@ def test_a_page_of_orders_tells_its_items_and_the_number_of_pages() -> None:
     ("status", "reason"), [(403, "BanPage"), (429, "TooManyRequests"), (503, "Maintenance")]
 )
 def test_a_login_that_was_not_judged_does_not_count(status: int, reason: str) -> None:
-    ended = login_ending(Sight.FAILED, Facts(login=True, load_error=True, login_status=status))
+    ended = login_ending(Sight.FAILED, Facts(login=True, load_error=True), status)
     assert ended is not None
     assert (ended.reason, ended.never_sent) == (reason, True)

@@ -176,10 +176,11 @@ class _Posts:
     it nobody could promise that it was submitted once.
     """
 
-    def __init__(self, cdp: Cdp, context: Context, send: Send) -> None:
+    def __init__(self, cdp: Cdp, context: Context, send: Send, answered: list[int]) -> None:
         self._cdp = cdp
         self._context = context
         self._send = send
+        self._answered = answered
 
     def __enter__(self) -> None:
         session = self._context.session
@@ -214,6 +215,7 @@ class _Posts:
                 ]
                 content = base64.b64encode(reply.content).decode()
                 answer = {"responseCode": reply.status_code, "responseHeaders": headers, "body": content}
+            self._answered.append(reply.status_code)
             self._tell("Fetch.fulfillRequest", event, **answer)
         except (
             Exception
@@ -304,6 +306,7 @@ class Page:
         self._context = context
         self._turn = turn
         self._check = check
+        self.posted: list[int] = []
 
     def go(self, url: str) -> None:
         self._turn()
@@ -362,7 +365,7 @@ class Page:
 
     def posts_by(self, send: Send) -> AbstractContextManager[None]:
         """While entered, what this page posts is sent by `send`, once."""
-        return _Posts(self._cdp, self._context, send)
+        return _Posts(self._cdp, self._context, send, self.posted)
 
     def likeness(self) -> tuple[str, bytes]:
         with self._verdicts():

@@ -42,6 +42,9 @@ class Page(Protocol):
     driver: WebDriver
     """Ordinary Selenium on the page's one window. What it raises is no verdict yet: prefer the methods."""
 
+    posted: list[int]
+    """The status of each reply to what the page posted while a login was under way."""
+
     def go(self, url: str) -> None:
         """Navigate, at the egress's pace. Returns when the document is there; its scripts may still draw."""
 

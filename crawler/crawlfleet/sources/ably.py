@@ -50,7 +50,6 @@ class Paths:
     home: str = "/dashboard"
     orders: str = "/orders"
     api_orders: str = "/seller/order_items/"
-    api_login: str = "/seller/login/"
 
 
 class Ably:
@@ -170,8 +169,7 @@ class Admin:
     def __init__(self, crawl: Crawl, page: Page, selectors: Selectors, paths: Paths, days: int) -> None:
         self._crawl = crawl
         self._page = page
-        api = {name: urlsplit(getattr(paths, name)).path for name in ("api_orders", "api_login")}
-        self._marks = {**selectors.as_dict(), **api}
+        self._marks = {**selectors.as_dict(), "api_orders": urlsplit(paths.api_orders).path}
         self._selectors = selectors
         self._paths = paths
         self._base = crawl.base_url or OFFICIAL_URL
@@ -206,7 +204,8 @@ class Admin:
             raise
         self._page.press(s.submit)
         facts = self._look(LEFT_LOGIN, LOGIN_S)
-        refused, token = login_ending(classify(facts), facts), self._page.cookie(COOKIE)
+        status = self._page.posted[-1] if self._page.posted else 0
+        refused, token = login_ending(classify(facts), facts, status), self._page.cookie(COOKIE)
         if refused is not None and (isinstance(refused, AuthFailed) or refused.never_sent):
             raise refused
         if not token:  # with one the login has succeeded, whatever page came next

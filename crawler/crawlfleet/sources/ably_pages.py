@@ -70,8 +70,7 @@ class Selectors:
 
 @dataclass(frozen=True)
 class Facts:
-    """What LOOK sees of a page. `status` of the document, `api_status` of its last order request, `login_status` of its
-    last login; 0: not known.
+    """What LOOK sees of a page. `status` of the document, `api_status` of its last order request; 0: not known.
 
     `max_page` 0: there is no pagination. `keyed`: every cell of a row stands below a head. `submitted`: it is the very page
     where a password was typed.
@@ -80,7 +79,6 @@ class Facts:
     url: str = ""
     status: int = 0
     api_status: int = 0
-    login_status: int = 0
     text: str = ""
     login: bool = False
     login_error: bool = False
@@ -108,15 +106,14 @@ document.querySelectorAll(s.popup + ' ' + s.popup_close).forEach(button => butto
 const table = find(s.table), keys = table ? [...table.querySelectorAll(s.head)].map(th => th.dataset.key) : [];
 const rows = table ? [...table.querySelectorAll(s.row)] : [];
 const pages = find(s.pagination), current = find(s.current_page);
-const statusOf = path => performance.getEntriesByType('resource')
-    .filter(entry => new URL(entry.name, location).pathname === path).map(entry => entry.responseStatus).pop() || 0;
+const asked = performance.getEntriesByType('resource')
+    .filter(entry => new URL(entry.name, location).pathname === s.api_orders);
 const document_ = performance.getEntriesByType('navigation')[0];
 const drawn = table && table.tBodies[0] && table.tBodies[0].dataset.page;
 return {
     url: location.origin + location.pathname,
     status: document_ ? document_.responseStatus : 0,
-    api_status: statusOf(s.api_orders),
-    login_status: statusOf(s.api_login),
+    api_status: asked.length ? asked[asked.length - 1].responseStatus : 0,
     text: rows.length || !document.body ? '' : document.body.innerText.slice(0, 2000),
     login: Boolean(find(s.email) && find(s.password)),
     login_error: Boolean(find(s.login_error) && find(s.login_error).textContent.trim()),
@@ -134,7 +131,7 @@ return {
     submitted: Boolean(window.crawlfleetSubmitted),
 };
 """
-"""The page at one glance, with its rows; closes pop-ups first. Argument: the selectors, `api_orders` and `api_login`."""
+"""The page at one glance, with its rows; closes pop-ups first. Argument: the selectors, and `api_orders`."""
 
 
 _SECONDS = re.compile(r"(\d{1,5}) ?초")
@@ -223,13 +220,14 @@ def _wait_s(facts: Facts) -> float:
     return float(hint[1]) if hint else THROTTLED_S
 
 
-def login_ending(sight: Sight, facts: Facts) -> CrawlEnded | None:
+def login_ending(sight: Sight, facts: Facts, status: int = 0) -> CrawlEnded | None:
     """The verdict of a login by the page it led to; None if it succeeded. Whatever needs a person ends `auth`.
 
-    A shop that is busy, closed, or has banned us has judged no password: that login does not count.
+    `status` is how the shop answered it. One that is busy, closed, or has banned us has judged no password: that login
+    does not count.
     """
-    said = f"the login was answered {facts.login_status}"
-    match facts.login_status:
+    said = f"the login was answered {status}"
+    match status:
         case 403:
             return Blocked("BanPage", said, never_sent=True)
         case 429:
