@@ -8,15 +8,19 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from fleet import until
 from http_proxy import HttpProxy
+from prometheus_client import REGISTRY
 from scripted_shop import Reply, Request, ScriptedShop
+from selenium.webdriver.remote.webdriver import WebDriver
 from supervised import Supervised
 
-from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.chrome import Chrome, Status
 from crawlfleet.browser.keyhole import Keyhole
 from crawlfleet.browser.page import Page
 from crawlfleet.browser.pool import UNUSABLE_S, Pool
@@ -398,3 +402,52 @@ def test_a_worker_that_finds_no_chrome_says_where_it_looked() -> None:
     with pytest.raises(ChromeUnusable, match=url):
         Pool(Chrome(url), clock=lambda: passed_s).start(wait)
     assert passed_s > UNUSABLE_S
+
+
+def test_a_chrome_that_is_old_is_started_afresh(chrome: Supervised) -> None:
+    before = chrome.ready()["generation"]
+    pool = Pool(Chrome(chrome.url), recycle_age_s=0)
+    until(lambda: tended(pool) and chrome.ready()["generation"] > before, "a younger Chrome")
+    pool.close()
+
+
+class SwollenChrome(Chrome):
+    """The real one, whose memory is said to be nearly full."""
+
+    def status(self) -> Status | None:
+        seen = super().status()
+        return seen and replace(seen, memory_mb=900, limit_mb=1000)
+
+
+def test_while_memory_runs_out_no_crawl_begins_and_an_idle_chrome_is_started_afresh(
+    chrome: Supervised,
+) -> None:
+    before = chrome.ready()["generation"]
+    pool = Pool(SwollenChrome(chrome.url))
+    pool.tend()
+    assert not pool.is_able
+    assert "memory is full (900 of 1000 MB)" in pool.why()
+    until(lambda: chrome.ready()["generation"] > before, "a smaller Chrome")
+    pool.close()
+
+
+def test_a_chrome_that_was_not_cleaned_up_is_started_afresh_and_counted_once(
+    chrome: Supervised, pool: Pool, open_page: Open
+) -> None:
+    """The page's Selenium session is ended behind the pool's back, so that its end is not confirmed."""
+    before = chrome.ready()["generation"]
+    recycled = partial(REGISTRY.get_sample_value, "crawlfleet_browser_restarts_total", {"reason": "recycled"})
+    counted = recycled() or 0
+    with open_page() as page:
+        page.driver.execute("quit")
+    until(lambda: tended(pool) and chrome.ready()["generation"] > before, "a clean Chrome")
+    until(lambda: tended(pool).is_able, "the pool to be able again")
+    assert recycled() == counted + 1
+
+
+def test_a_window_that_is_not_the_crawls_own_is_not_handed_out(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WebDriver, "current_window_handle", "somebody-else's")
+    with pytest.raises(Crashed, match="WrongWindow"), open_page():
+        pass

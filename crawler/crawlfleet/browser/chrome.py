@@ -5,30 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import requests
 
+from crawlfleet.browser.health import Status
+
 ANSWER_S = 2.0
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the supervisor says of its Chrome. `generation` counts launches; `cdp` and `webdriver` are its addresses."""
-
-    ready: bool
-    why: str
-    generation: int
-    cdp: str
-    webdriver: str
-    memory_mb: float
-    limit_mb: int | None
-    age_s: float
-    launch_s: float
-    restarts: Mapping[str, int]
 
 
 def ask(method: str, url: str, timeout_s: float = ANSWER_S) -> requests.Response:

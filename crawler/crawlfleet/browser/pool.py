@@ -125,7 +125,7 @@ class Pool:
             return f"nobody answers at {url}; does `crawlfleet chrome` run beside this worker (CRAWLFLEET_CHROME_URL)?"
         if _is_full(status):
             return f"its memory is full ({status.memory_mb:.0f} of {status.limit_mb} MB); give it more"
-        return status.why or "it is being started afresh"
+        return "it is being started afresh" if status.ready else status.why
 
     @contextmanager
     def page(
