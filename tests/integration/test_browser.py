@@ -20,7 +20,8 @@ from scripted_shop import Reply, Request, ScriptedShop
 from selenium.webdriver.remote.webdriver import WebDriver
 from supervised import Supervised
 
-from crawlfleet.browser.chrome import Chrome, Status
+from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.health import Status
 from crawlfleet.browser.keyhole import Keyhole
 from crawlfleet.browser.page import Page
 from crawlfleet.browser.pool import UNUSABLE_S, Pool

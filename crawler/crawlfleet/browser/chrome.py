@@ -1,4 +1,4 @@
-"""The supervised Chrome as a worker sees it: what its control port says, and two levers.
+"""The supervised Chrome as a worker sees it: what its control port says, and its lever.
 
 `crawlfleet chrome` serves that port, in the same pod or beside a local worker; nothing here knows its processes.
 """

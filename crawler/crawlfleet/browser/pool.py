@@ -16,7 +16,8 @@ from selenium.webdriver.remote.webdriver import WebDriver
 
 from crawlfleet import metrics
 from crawlfleet.browser.cdp import Cdp, CdpFailed
-from crawlfleet.browser.chrome import Chrome, Status
+from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.health import Status
 from crawlfleet.browser.keyhole import Keyhole
 from crawlfleet.browser.page import (
     Context,
