@@ -1,7 +1,7 @@
 """Chrome, from both sides of its control port.
 
-In the worker: `pool` hands out pages, one a crawl, `page` is one of them, `keyhole` what Selenium sees of Chrome, `cdp` the
-DevTools protocol, `chrome` the control port.
+In the worker: `pool` hands out pages, one a crawl, `context` makes the browser context, `page` is Selenium on it, `keyhole`
+what Selenium sees of Chrome, `cdp` the DevTools protocol, `chrome` the control port.
 
 `crawlfleet chrome`, a process of its own beside each worker: `supervisor` runs the loop, `health` decides (pure), `launch` is
 one Chrome with its chromedriver, `control` the port. `preflight` looks for what has to be there, `home` is the folder it works

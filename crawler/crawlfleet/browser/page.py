@@ -1,6 +1,5 @@
-"""One crawl's page: ordinary Selenium on one window of one browser context, which nobody else has.
+"""One crawl's page: ordinary Selenium on the one window of its browser context (`context`), which nobody else has.
 
-The context has its own cookies, caches and storages, and leaves by its crawl's egress. Images and fonts are not loaded.
 Every command ends in time: the page's own time-outs, a limit on chromedriver's answer, and `Connections.shut`, which
 ends a command from outside. Foreign errors become verdicts here.
 """
@@ -8,13 +7,10 @@ ends a command from outside. Foreign errors become verdicts here.
 from __future__ import annotations
 
 import base64
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import requests
 import urllib3.exceptions as u3
@@ -32,6 +28,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 
 from crawlfleet.browser.cdp import Cdp, CdpFailed, CdpLate
 from crawlfleet.browser.chrome import ask
+from crawlfleet.browser.context import Context, Posts, Send
 from crawlfleet.errors import Bug, Crashed, CrawlEnded, Retry
 from crawlfleet.metrics import COMMAND_TIMEOUTS
 from crawlfleet.sources.http import Connections, known_pools, proxy_refused
@@ -41,15 +38,8 @@ SCRIPT_S = 22.0
 COMMAND_S = 25.0
 """Longer than a script may take: past it chromedriver itself is stuck, mostly behind a page that hangs."""
 STUCK = "DriverStuck"
-DISPOSE_S = 2.5
 QUIT_S = 1.5
-"""Both together: how long after its end a crawl may still hold its slot."""
-WINDOW = {"width": 1280, "height": 1600}
-LOCALE = "ko-KR"
-TIME_ZONE = "Asia/Seoul"
-BLOCKED = [
-    f"*.{kind}*" for kind in ("jpg", "jpeg", "png", "gif", "webp", "avif", "ico", "woff", "woff2", "ttf")
-]
+"""With `context.DISPOSE_S`: how long after its end a crawl may still hold its slot."""
 
 _UNREACHABLE = (
     "ERR_CONNECTION",
@@ -61,185 +51,6 @@ _UNREACHABLE = (
     "ERR_INTERNET",
 )
 _PROXY = ("ERR_PROXY", "ERR_TUNNEL", "ERR_UNEXPECTED_PROXY_AUTH", "ERR_INVALID_AUTH")
-
-
-Send = Callable[[str, Mapping[str, str], bytes], requests.Response]
-"""Post to a URL with these headers and this body, without anybody sending it a second time."""
-
-_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding", "connection")
-
-
-@dataclass(frozen=True)
-class Context:
-    """One browser context with one page: `target` names the page's window, `session` is our line to it.
-
-    `refused` is set once its proxy has refused our credentials.
-    """
-
-    context: str
-    target: str
-    session: str
-    has_proxy: bool
-    refused: threading.Event
-
-
-def open_context(cdp: Cdp, proxy: str | None) -> Context:
-    """A fresh context that leaves by `proxy` (a URL, credentials and all). Raises CdpFailed."""
-    wanted: dict[str, Any] = {"disposeOnDetach": True}
-    if proxy:
-        parts = urlsplit(proxy)
-        # Chrome would go round a proxy for loopback addresses, where shops and proxies of tests are.
-        wanted |= {
-            "proxyServer": f"{parts.scheme}://{parts.hostname}:{parts.port}",
-            "proxyBypassList": "<-loopback>",
-        }
-    context = cdp.call("Target.createBrowserContext", wanted)["browserContextId"]
-    try:
-        return _open_page(cdp, context, proxy)
-    except CdpFailed:
-        dispose(cdp, context)
-        raise
-
-
-def dispose(cdp: Cdp, context: str) -> bool:
-    """End the context and its pages, hung ones too; False if Chrome did not say that it has."""
-    try:
-        cdp.call("Target.disposeBrowserContext", {"browserContextId": context}, timeout_s=DISPOSE_S)
-    except CdpFailed:
-        return cdp.is_lost
-    return True
-
-
-def _open_page(cdp: Cdp, context: str, proxy: str | None) -> Context:
-    target = cdp.call("Target.createTarget", {"url": "about:blank", "browserContextId": context, **WINDOW})[
-        "targetId"
-    ]
-    session = cdp.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-    cdp.call("Browser.setDownloadBehavior", {"behavior": "deny", "browserContextId": context})
-    for method, params in (
-        ("Page.enable", {}),
-        ("Network.enable", {"maxTotalBufferSize": 0, "maxResourceBufferSize": 0}),
-        ("Network.setBlockedURLs", {"urls": BLOCKED}),
-        ("Emulation.setTimezoneOverride", {"timezoneId": TIME_ZONE}),
-        ("Emulation.setLocaleOverride", {"locale": LOCALE}),
-    ):
-        cdp.call(method, params, session=session)
-    cdp.on("Page.javascriptDialogOpening", session, lambda _: _dismiss(cdp, session))
-    opened = Context(context, target, session, bool(proxy), threading.Event())
-    if proxy:
-        _answer_proxy(
-            cdp, opened, unquote(urlsplit(proxy).username or ""), unquote(urlsplit(proxy).password or "")
-        )
-    return opened
-
-
-def _dismiss(cdp: Cdp, session: str) -> None:
-    """An alert would hold up the page's scripts, and ours."""
-    cdp.tell("Page.handleJavaScriptDialog", {"accept": False}, session=session)
-
-
-def _answer_proxy(cdp: Cdp, opened: Context, username: str, password: str) -> None:
-    """Give the proxy its credentials when it asks. Once it has them Chrome sends them by itself, so that only
-    documents have to be stopped on their way; asked a second time for one request, they were wrong."""
-    asked: set[str] = set()
-    session = opened.session
-
-    def challenged(event: dict[str, Any]) -> None:
-        known, request = event["authChallenge"].get("source") == "Proxy", event["requestId"]
-        answer = {"response": "CancelAuth"}
-        if known and username and request not in asked:
-            asked.add(request)
-            answer = {"response": "ProvideCredentials", "username": username, "password": password}
-        elif known:
-            opened.refused.set()
-        cdp.tell(
-            "Fetch.continueWithAuth", {"requestId": request, "authChallengeResponse": answer}, session=session
-        )
-
-    cdp.on("Fetch.authRequired", session, challenged)
-    _stop_documents(cdp, session)
-
-
-def _stop_documents(cdp: Cdp, session: str) -> None:
-    def stopped(event: dict[str, Any]) -> None:
-        cdp.tell("Fetch.continueRequest", {"requestId": event["requestId"]}, session=session)
-
-    cdp.on("Fetch.requestPaused", session, stopped)
-    patterns = [{"urlPattern": "*", "resourceType": "Document"}]
-    cdp.call("Fetch.enable", {"handleAuthRequests": True, "patterns": patterns}, session=session)
-
-
-class _Posts:
-    """While entered, what a page posts is sent by `send`, once.
-
-    Chrome by itself posts again, up to three times, when a connection breaks before the reply (seen): with a password in
-    it nobody could promise that it was submitted once.
-    """
-
-    def __init__(self, cdp: Cdp, context: Context, send: Send, answered: list[int]) -> None:
-        self._cdp = cdp
-        self._context = context
-        self._send = send
-        self._answered = answered
-
-    def __enter__(self) -> None:
-        session = self._context.session
-        self._cdp.on("Fetch.requestPaused", session, self._stopped)
-        self._cdp.call(
-            "Fetch.enable",
-            {"handleAuthRequests": self._context.has_proxy, "patterns": [{"urlPattern": "*"}]},
-            session=session,
-        )
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(CdpFailed):  # the page is gone: so is what was stopped of it
-            if self._context.has_proxy:
-                _stop_documents(self._cdp, self._context.session)
-            else:
-                self._cdp.call("Fetch.disable", session=self._context.session)
-
-    def _stopped(self, event: dict[str, Any]) -> None:
-        if event["request"]["method"] == "POST":
-            threading.Thread(target=self._post, args=(event,), name="post", daemon=True).start()
-        else:
-            self._tell("Fetch.continueRequest", event)
-
-    def _post(self, event: dict[str, Any]) -> None:
-        try:
-            request = event["request"]
-            with self._send(request["url"], self._headers(request), self._body(event)) as reply:
-                headers = [
-                    {"name": name, "value": value}
-                    for name, value in reply.raw.headers.items()
-                    if name.lower() not in _OF_THE_WIRE
-                ]
-                content = base64.b64encode(reply.content).decode()
-                answer = {"responseCode": reply.status_code, "responseHeaders": headers, "body": content}
-            self._answered.append(reply.status_code)
-            self._tell("Fetch.fulfillRequest", event, **answer)
-        except (
-            Exception
-        ):  # whatever it was: the page is told that its request failed, and the crawl judges the page
-            self._tell("Fetch.failRequest", event, errorReason="ConnectionReset")
-
-    def _headers(self, request: dict[str, Any]) -> dict[str, str]:
-        parts = urlsplit(request["url"])
-        found = self._cdp.call(
-            "Network.getCookies", {"urls": [request["url"]]}, session=self._context.session
-        )["cookies"]
-        cookies = "; ".join(f"{cookie['name']}={cookie['value']}" for cookie in found)
-        origin = {"Origin": f"{parts.scheme}://{parts.netloc}"}
-        return {**origin, **request["headers"], **({"Cookie": cookies} if cookies else {})}
-
-    def _body(self, event: dict[str, Any]) -> bytes:
-        if (data := event["request"].get("postData")) is None:
-            data = self._cdp.call(
-                "Fetch.getRequestPostData", {"requestId": event["requestId"]}, session=self._context.session
-            )["postData"]
-        return str(data).encode()
-
-    def _tell(self, method: str, event: dict[str, Any], **params: Any) -> None:
-        self._cdp.tell(method, {"requestId": event["requestId"], **params}, session=self._context.session)
 
 
 def attach(webdriver_url: str, chrome_address: str, context: Context, connections: Connections) -> WebDriver:
@@ -365,7 +176,7 @@ class Page:
 
     def posts_by(self, send: Send) -> AbstractContextManager[None]:
         """While entered, what this page posts is sent by `send`, once."""
-        return _Posts(self._cdp, self._context, send, self.posted)
+        return Posts(self._cdp, self._context, send, self.posted)
 
     def likeness(self) -> tuple[str, bytes]:
         with self._verdicts():

@@ -17,18 +17,10 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from crawlfleet import metrics
 from crawlfleet.browser.cdp import Cdp, CdpFailed
 from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.context import Context, dispose, open_context
 from crawlfleet.browser.health import Status
 from crawlfleet.browser.keyhole import Keyhole
-from crawlfleet.browser.page import (
-    Context,
-    Page,
-    attach,
-    dispose,
-    open_context,
-    quit_session,
-    sessions,
-    verdicts,
-)
+from crawlfleet.browser.page import Page, attach, quit_session, sessions, verdicts
 from crawlfleet.errors import ChromeUnusable, Interrupted
 from crawlfleet.sources.http import Connections
 
