@@ -20,6 +20,7 @@ from scripted_shop import Reply, Request, ScriptedShop
 from selenium.webdriver.remote.webdriver import WebDriver
 from supervised import Supervised
 
+from crawlfleet.browser.cdp import Cdp
 from crawlfleet.browser.chrome import Chrome
 from crawlfleet.browser.health import Status
 from crawlfleet.browser.keyhole import Keyhole
@@ -413,34 +414,43 @@ def test_a_chrome_that_is_old_is_started_afresh(chrome: Supervised) -> None:
 
 
 class SwollenChrome(Chrome):
-    """The real one, whose memory is said to be nearly full."""
+    """The real one; once `is_full` its memory is said to be nearly full."""
+
+    is_full = False
 
     def status(self) -> Status | None:
         seen = super().status()
-        return seen and replace(seen, memory_mb=900, limit_mb=1000)
+        return replace(seen, memory_mb=900, limit_mb=1000) if seen and self.is_full else seen
 
 
 def test_while_memory_runs_out_no_crawl_begins_and_an_idle_chrome_is_started_afresh(
-    chrome: Supervised,
+    chrome: Supervised, sockets: Connections
 ) -> None:
     before = chrome.ready()["generation"]
-    pool = Pool(SwollenChrome(chrome.url))
-    pool.tend()
-    assert not pool.is_able
-    assert "memory is full (900 of 1000 MB)" in pool.why()
-    until(lambda: chrome.ready()["generation"] > before, "a smaller Chrome")
+    swollen = SwollenChrome(chrome.url)
+    pool = Pool(swollen)
+    until(lambda: tended(pool).is_able, "the pool to be able")
+    with pool.page(None, sockets, lambda: None, lambda: None):
+        swollen.is_full = True
+        assert not tended(pool).is_able
+        assert "memory is full (900 of 1000 MB)" in pool.why()
+        assert chrome.ready()["generation"] == before
+    until(lambda: tended(pool) and chrome.ready()["generation"] > before, "a smaller Chrome")
     pool.close()
 
 
 def test_a_chrome_that_was_not_cleaned_up_is_started_afresh_and_counted_once(
     chrome: Supervised, pool: Pool, open_page: Open
 ) -> None:
-    """The page's Selenium session is ended behind the pool's back, so that its end is not confirmed."""
+    """The context is ended behind the pool's back, so that Chrome does not confirm its end to the pool."""
     before = chrome.ready()["generation"]
     recycled = partial(REGISTRY.get_sample_value, "crawlfleet_browser_restarts_total", {"reason": "recycled"})
     counted = recycled() or 0
-    with open_page() as page:
-        page.driver.execute("quit")
+    behind = Cdp(chrome.ready()["cdp"])
+    with open_page():
+        (context,) = behind.call("Target.getBrowserContexts")["browserContextIds"]
+        behind.call("Target.disposeBrowserContext", {"browserContextId": context})
+    behind.close()
     until(lambda: tended(pool) and chrome.ready()["generation"] > before, "a clean Chrome")
     until(lambda: tended(pool).is_able, "the pool to be able again")
     assert recycled() == counted + 1
