@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 from urllib.parse import urlsplit
 
 from crawlfleet.errors import AuthFailed, Blocked, Bug, CrawlEnded, Retry, Throttled
-from crawlfleet.sources.cafe24_replies import wait_hint_s
+from crawlfleet.sources.hints import retry_after_s
 from crawlfleet.sources.redaction import redact
 
 THROTTLED_S = 60.0
@@ -244,9 +245,9 @@ def login_ending(sight: Sight, facts: Facts, status: int = 0) -> CrawlEnded | No
     return ending(sight, facts) or Retry("LoginUnclear", "the login led to a page that nobody knows")
 
 
-def classify_reply(status: int, headers: Mapping[str, str], body: bytes, now: Any) -> CrawlEnded | Sight:
+def classify_reply(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> CrawlEnded | Sight:
     """A reply of the order API: ORDERS (read it), EXPIRED, or the verdict that ends the crawl."""
-    hint_s = wait_hint_s(headers, now)
+    hint_s = retry_after_s(headers, now)
     said = f"the order API answered {status}"
     if status == 401:
         return Sight.EXPIRED

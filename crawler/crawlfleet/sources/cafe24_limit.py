@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from crawlfleet.sources.cafe24_replies import LONGEST_HINT_S, number
+from crawlfleet.sources.hints import number, seconds
 
 DRAIN_PER_S = 2.0
 STEADY_PER_S = 1.8
@@ -49,8 +49,8 @@ class CallLimit:
         if reported and int(reported[2]) > 0:
             self.level, self.size = float(reported[1]), float(reported[2])
         self._usage = max(number(headers.get(f"X-Cafe24-{what}-Usage")) or 0.0 for what in ("Call", "Time"))
-        remain_s = max(number(headers.get(f"X-Cafe24-{what}-Remain")) or 0.0 for what in ("Call", "Time"))
-        self.suspended_until = now + min(remain_s, LONGEST_HINT_S)
+        remains_s = (seconds(headers.get(f"X-Cafe24-{what}-Remain")) or 0.0 for what in ("Call", "Time"))
+        self.suspended_until = now + max(remains_s)
 
     def _drained(self, elapsed_s: float) -> float:
         return max(0.0, self.level - DRAIN_PER_S * elapsed_s)

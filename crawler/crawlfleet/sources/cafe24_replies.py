@@ -6,17 +6,16 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from crawlfleet.errors import AuthFailed, Blocked, Bug, CrawlEnded, Retry, Throttled
 from crawlfleet.sources import KST, Credentials
+from crawlfleet.sources.hints import retry_after_s, seconds
 from crawlfleet.sources.redaction import redact
 
 TOKEN_PATH = "/api/v2/oauth/token"  # noqa: S105 - a path, not a password
 ASSUMED_LIFE = timedelta(hours=2)
-LONGEST_HINT_S = 86_400.0
 VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 _ERROR_WORDS = frozenset(
     {"invalid_grant", "invalid_client", "invalid_request", "invalid_token", "insufficient_scope"}
@@ -90,10 +89,9 @@ def renewed(credentials: Credentials, body: bytes, now: datetime) -> Credentials
 
 def wait_hint_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """How long the shop asks to wait: its longest hint, since a call before that lengthens a block."""
-    hints = [_retry_after_s(headers.get("Retry-After"), now)]
-    hints += [number(headers.get(f"X-Cafe24-{what}-Remain")) for what in ("Call", "Time")]
-    known = [min(hint, LONGEST_HINT_S) for hint in hints if hint is not None]
-    return max(known, default=None)
+    hints = [retry_after_s(headers, now)]
+    hints += [seconds(headers.get(f"X-Cafe24-{what}-Remain")) for what in ("Call", "Time")]
+    return max((hint for hint in hints if hint is not None), default=None)
 
 
 def _refused(status: int, said: str, headers: Mapping[str, str], body: bytes, hint_s: float) -> CrawlEnded:
@@ -127,28 +125,6 @@ def _error_code(body: bytes) -> str:
     if isinstance(code, int) and 0 <= code <= 9999:
         return f" (error code {code})"
     return f" ({code})" if isinstance(code, str) and code in _ERROR_WORDS else ""
-
-
-def _retry_after_s(value: str | None, now: datetime) -> float | None:
-    """Seconds or an HTTP date (RFC 9110, 10.2.3)."""
-    seconds = number(value)
-    if seconds is not None or value is None:
-        return seconds
-    try:
-        then = parsedate_to_datetime(value)
-        then = then if then.tzinfo else then.replace(tzinfo=UTC)
-        return max(0.0, (then - now).total_seconds())
-    except (ValueError, OverflowError):
-        return None
-
-
-def number(value: str | None) -> float | None:
-    """A header's number, if it is one that makes sense."""
-    try:
-        read = float(value or "")
-    except ValueError:
-        return None
-    return read if 0.0 <= read < float("inf") else None
 
 
 def moment(value: object) -> datetime | None:
