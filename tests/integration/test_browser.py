@@ -35,6 +35,8 @@ PAGES = {
     "/": "<title>shop</title><h1>주문 목록</h1><td>홍길동 010-1234-5678</td><img src=/a.png><img src=/b.jpg>",
     "/hangs": "<title>hangs</title><script>while (true);</script>",
     "/alert": "<title>alert</title><script>alert('hello')</script>",
+    "/opens": "<title>opens</title><a onclick=\"window.open('/opened'); this.textContent = 'opened'\">more</a>",
+    "/opened": "<title>opened</title>",
     "/worker.js": "self.addEventListener('fetch', () => {})",
 }
 
@@ -150,6 +152,27 @@ def test_an_alert_does_not_stop_a_crawl(open_page: Open, site: ScriptedShop) -> 
     with open_page() as page:
         page.go(site.url + "/alert")
         assert page.read("return document.title") == "alert"
+
+
+def test_a_window_that_a_page_opens_is_not_the_crawls_and_ends_with_it(
+    open_page: Open, site: ScriptedShop, chrome: Supervised
+) -> None:
+    behind = Cdp(chrome.ready()["cdp"])
+
+    def pages() -> list[str]:
+        targets = behind.call("Target.getTargets")["targetInfos"]
+        return [target["url"] for target in targets if target["type"] == "page"]
+
+    idle = pages()
+    with open_page() as page:
+        page.go(site.url + "/opens")
+        page.driver.find_element("css selector", "a").click()
+        until(lambda: f"{site.url}/opened" in pages(), "the other window")
+        assert page.read("return [document.title, document.body.textContent.trim()]") == ["opens", "opened"]
+        page.go(site.url + "/")
+        assert page.read("return document.title") == "shop"
+    until(lambda: pages() == idle, "both windows to be gone")
+    behind.close()
 
 
 def test_a_missing_button_is_named(open_page: Open, site: ScriptedShop) -> None:
