@@ -154,6 +154,15 @@ def test_an_alert_does_not_stop_a_crawl(open_page: Open, site: ScriptedShop) -> 
         assert page.read("return document.title") == "alert"
 
 
+def test_a_page_that_goes_elsewhere_by_itself_is_read_again_later(
+    open_page: Open, site: ScriptedShop
+) -> None:
+    with open_page() as page:
+        page.go(site.url + "/opened")
+        with pytest.raises(Retry, match="PageLeft"):
+            page.settle("location.assign('/')", within_s=20)
+
+
 def test_a_window_that_a_page_opens_is_not_the_crawls_and_ends_with_it(
     open_page: Open, site: ScriptedShop, chrome: Supervised
 ) -> None:
