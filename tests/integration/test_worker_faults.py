@@ -295,7 +295,7 @@ def test_a_worker_whose_crawl_hangs_in_its_adapter_takes_no_more_and_ends_with_7
     fleet.plan()
     worker = fleet.start(0, slots=4, **plugin.install(tmp_path / "plugin", "stubborn", STUBBORN))
     worker.event("a crawl does not end; this worker takes no more")
-    until(lambda: fleet.scalar("select is_full from worker"), "it to leave its part to others")
+    until(lambda: fleet.scalar("select unable <> '{}' from worker"), "it to leave its part to others")
     tick = fleet.scalar("select tick from fleet")
     until(lambda: store.housekeep(fleet.conn) and fleet.scalar("select tick from fleet") >= tick + 4, "turns")
     go.touch()
