@@ -49,7 +49,7 @@ _PAGE = """
 # Benchmarks
 
 `make bench` measures what the fleet promises and exits 1 if a bar is missed; `make bench BENCH="throughput seed"` runs
-those cases alone, `make bench BENCH="--save docs/benchmarks.md"` writes this page; all of it takes a quarter of an hour.
+those cases alone, `make bench BENCH="--save docs/benchmarks.md"` writes this page.
 It needs no database: an embedded PostgreSQL with our durable settings (`fsync` and `synchronous_commit` on) runs in a
 temporary folder, with a fresh database a case, and client, workers and server share the cores. Celery runs on a
 redis-server of its own, without persistence, on a Unix socket; `make bench` installs it if it may.
