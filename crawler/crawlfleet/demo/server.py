@@ -26,6 +26,7 @@ from urllib.parse import unquote
 from crawlfleet.demo.exchange import Delivery, Reply, Request
 from crawlfleet.demo.shop import Shop
 from crawlfleet.demo.violations import Flight, Witness
+from crawlfleet.sockets import is_open
 
 AnyShop = TypeVar("AnyShop", bound=Shop[Any])
 
@@ -33,16 +34,6 @@ DRIP_S = 0.2
 MISSING_BYTES = 100
 LAST_PIECE_BYTES = 65_536
 STOP_S = 5.0
-
-
-def is_open(connection: socket.socket) -> bool:
-    """Whether the client still holds its end; a client that waits for a reply sends nothing."""
-    try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -57,16 +57,6 @@ def take_seat(door: Path) -> socket.socket | None:
     return None
 
 
-def is_kept(seat: socket.socket) -> bool:
-    """Whether the keeper of this seat lives."""
-    try:
-        return seat.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-
-
 def leave(seat: socket.socket) -> bool:
     """Give the seat back. False, at once, if others have one; else True, when the server has ended."""
     with seat, suppress(OSError):

@@ -31,7 +31,8 @@ from psycopg import pq
 
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
 from crawlfleet.local.child import spawn
-from crawlfleet.local.keeper import is_kept, leave, start_keeper, take_seat
+from crawlfleet.local.keeper import leave, start_keeper, take_seat
+from crawlfleet.sockets import is_open
 
 START_S = 60.0
 RECOVERY_S = 600.0
@@ -124,14 +125,14 @@ class EmbeddedPostgres:
 
     def _is_seated(self) -> bool:
         """Whether we have a seat at a living server, or got one just now."""
-        if self._seat is None or not is_kept(self._seat):
+        if self._seat is None or not is_open(self._seat):
             self.stop()
             self._seat = take_seat(self._door)
         return self._seat is not None
 
     def poll(self) -> bool:
         """Whether the server still runs. False calls for `restart`."""
-        return self._seat is not None and is_kept(self._seat) and self._ping() is not pq.Ping.NO_RESPONSE
+        return self._seat is not None and is_open(self._seat) and self._ping() is not pq.Ping.NO_RESPONSE
 
     def full_disk(self) -> str:
         """What to tell if the disk has no room for one more log file of the server; empty if it has."""
