@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -12,11 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from crawlfleet.browser import home
+from crawlfleet.browser.chrome import ask
 from crawlfleet.errors import BadConfiguration, ChromeUnusable, CrawlfleetError
 from crawlfleet.local.child import spawn
 
@@ -62,14 +63,10 @@ class LocalChrome:
 
     def status(self) -> dict[str, Any]:
         """What it says of itself; empty while nobody answers."""
-        connection = HTTPConnection("127.0.0.1", self._listener.getsockname()[1], timeout=ANSWER_S)
         try:
-            connection.request("GET", "/status")
-            found: dict[str, Any] = json.load(connection.getresponse())
-        except (OSError, HTTPException):
+            found: dict[str, Any] = ask("GET", f"{self.url}/status", ANSWER_S).json()
+        except requests.RequestException:
             return {}
-        finally:
-            connection.close()
         return found
 
     def drain(self) -> None:

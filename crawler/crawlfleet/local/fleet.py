@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crawlfleet.errors import CrawlfleetError
+from crawlfleet.errors import BadConfiguration, CrawlfleetError
 from crawlfleet.local.child import spawn
 from crawlfleet.local.chrome import LocalChrome
 from crawlfleet.store import batches
@@ -22,7 +22,7 @@ from crawlfleet.store.fleet import Process, bury_worker
 RESTARTS = 20
 """A worker that dies more often than that in one run is not worth another try."""
 RESTART_PAUSE_S = 1.0
-CLOSED, DRAINED, BAD_CONFIGURATION = 0, 75, 78
+CLOSED, DRAINED = 0, 75
 LOG_LINES = 5
 
 
@@ -90,7 +90,7 @@ class LocalFleet:
             self._bury(conn, slot)
             slot.again_at = self._clock() + RESTART_PAUSE_S
         code = slot.process.returncode
-        if code == BAD_CONFIGURATION or slot.restarts >= RESTARTS:
+        if code == BadConfiguration.exit_code or slot.restarts >= RESTARTS:
             raise CrawlfleetError(
                 f"worker {slot.worker_id} ended with {code}; its log {slot.log} ends:\n{_tail(slot.log)}"
             )
