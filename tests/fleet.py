@@ -323,12 +323,16 @@ class Seen:
 
 @dataclass
 class Gate:
-    """Requests held at the shop. `arrived` counts them; `open` lets them and all later ones through."""
+    """Requests held at the shop, which `arrived` counts; `open` lets them and all later ones through."""
 
     matches: Callable[[Seen], bool]
     most: int
-    arrived: int = 0
+    held: list[Seen] = field(default_factory=list)
     _opened: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def arrived(self) -> int:
+        return len(self.held)
 
     def wait(self, arrived: int = 1) -> None:
         """Wait until so many requests are held. A client waits 30 s for its reply, so open the gate soon."""
@@ -363,7 +367,7 @@ class _Watched(ShopServer[AnyShop], Generic[AnyShop]):
         with self._gates_lock:
             gate = next((g for g in self._gates if g.arrived < g.most and g.matches(seen)), None)
             if gate is not None:
-                gate.arrived += 1
+                gate.held.append(seen)
             return gate
 
     def stop(self) -> None:

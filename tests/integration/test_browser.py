@@ -6,19 +6,22 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from typing import Any
 
 import pytest
+import requests
 from fleet import until
 from http_proxy import HttpProxy
 from prometheus_client import REGISTRY
 from scripted_shop import Reply, Request, ScriptedShop
 from selenium.webdriver.remote.webdriver import WebDriver
 from supervised import Supervised
+from urllib3 import HTTPResponse
 
 from crawlfleet.browser.cdp import Cdp
 from crawlfleet.browser.chrome import Chrome
@@ -321,6 +324,91 @@ def test_contexts_of_a_worker_that_dies_go_with_it(chrome: Supervised, pool: Poo
         until(lambda: contexts(chrome) == 1, "one context")
         pool.close()
         until(lambda: contexts(chrome) == 0, "the contexts to be gone")
+
+
+# What a page posts at a login.
+
+POST = """
+window.said = 0;
+fetch('/login', {method: 'POST', body: arguments[0]}).then(() => { window.said = 'answered' }, () => { window.said = 'failed' });
+"""
+DRAWN = "return document.title"
+SAID = "return window.said"
+
+
+class HeldSend:
+    """Sends nothing: counts, and answers 200 once it may."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes]] = []
+        self.may_answer = threading.Event()
+
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> requests.Response:
+        self.sent.append((url, body))
+        self.may_answer.wait(60)
+        response = requests.Response()
+        response.status_code = 200
+        response.raw = HTTPResponse(BytesIO(b"{}"), headers={"Content-Type": "application/json"}, status=200)
+        return response
+
+
+@pytest.fixture
+def send() -> Iterator[HeldSend]:
+    send = HeldSend()
+    yield send
+    send.may_answer.set()
+
+
+def test_a_post_that_is_not_answered_in_time_never_leaves_chrome(
+    open_page: Open, site: ScriptedShop, send: HeldSend
+) -> None:
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.settle(DRAWN, within_s=10)
+        with page.posts_by(send):
+            page.read(POST, "secret")
+            until(lambda: send.sent, "the post to be taken over")
+        assert page.settle(SAID, within_s=10) == "failed"
+        page.read(POST, "secret")
+        assert page.settle(SAID, within_s=10) == "failed"
+    assert len(send.sent) == 1
+    assert "/login" not in site.paths()
+
+
+def test_what_a_page_posts_again_by_itself_is_not_sent_again(
+    open_page: Open, site: ScriptedShop, send: HeldSend
+) -> None:
+    send.may_answer.set()
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.settle(DRAWN, within_s=10)
+        with page.posts_by(send):
+            seen = []
+            for body in ("secret", "secret", "other"):
+                page.read(POST, body)
+                seen.append(page.settle(SAID, within_s=10))
+        page.read(POST, "later")
+        assert page.settle(SAID, within_s=10) == "answered"
+    assert seen == ["answered", "failed", "answered"]
+    assert [body for _, body in send.sent] == [b"secret", b"other"]
+    assert site.paths().count("/login") == 1
+
+
+def test_a_post_that_was_taken_over_ends_with_its_worker(
+    chrome: Supervised, pool: Pool, open_page: Open, site: ScriptedShop, send: HeldSend
+) -> None:
+    """Chrome sends what was stopped once nobody stops it any more; the pages have to be gone before."""
+    with ExitStack() as pages, suppress(Crashed):
+        for number in range(8):
+            page = pages.enter_context(open_page())
+            page.go(site.url + "/")
+            page.settle(DRAWN, within_s=10)
+            pages.enter_context(page.posts_by(send))
+            page.read(POST, str(number))
+        until(lambda: len(send.sent) == 8, "the posts to be taken over")
+        pool.close()
+        until(lambda: contexts(chrome) == 0, "the pages to be gone")
+    assert "/login" not in site.paths()
 
 
 # Bounded.

@@ -133,10 +133,13 @@ def _stop_documents(cdp: Cdp, session: str) -> None:
 
 
 class Posts:
-    """While entered, what a page posts is sent by `send`, once.
+    """While entered, what a page posts is sent by `send`, once, and never twice the same.
 
     Chrome by itself posts again, up to three times, when a connection breaks before the reply (seen): with a password in
-    it nobody could promise that it was submitted once.
+    it nobody could promise that it was submitted once. It also sends what it has stopped as soon as nobody stops it any
+    more (seen). So if a reply is still out when this is left, its request fails, and so does all that the page posts from
+    then on. A context that is disposed, or whose worker dies, takes what was stopped with it. To be entered once the page
+    has come in: of one that is on its way Chrome stops nothing (seen).
     """
 
     def __init__(self, cdp: Cdp, context: Context, send: Send, answered: list[int]) -> None:
@@ -144,6 +147,10 @@ class Posts:
         self._context = context
         self._send = send
         self._answered = answered
+        self._lock = threading.Lock()
+        self._taken: set[tuple[str, bytes]] = set()
+        self._unanswered: dict[str, dict[str, Any]] = {}
+        self._left = False
 
     def __enter__(self) -> None:
         session = self._context.session
@@ -155,22 +162,38 @@ class Posts:
         )
 
     def __exit__(self, *_: object) -> None:
-        with suppress(CdpFailed):  # the page is gone: so is what was stopped of it
-            if self._context.has_proxy:
-                _stop_documents(self._cdp, self._context.session)
-            else:
-                self._cdp.call("Fetch.disable", session=self._context.session)
+        with self._lock:
+            self._left, cut_off = True, list(self._unanswered.values())
+        for event in cut_off:
+            self._fail(event)
+        if not cut_off:
+            with suppress(CdpFailed):  # the page is gone: so is what was stopped of it
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._context.has_proxy:
+            _stop_documents(self._cdp, self._context.session)
+        else:
+            self._cdp.call("Fetch.disable", session=self._context.session)
 
     def _stopped(self, event: dict[str, Any]) -> None:
-        if event["request"]["method"] == "POST":
+        is_post = event["request"]["method"] == "POST"
+        with self._lock:
+            if is_ours := is_post and not self._left:
+                self._unanswered[event["requestId"]] = event
+            is_cut_off = is_post and bool(self._unanswered)
+        if is_ours:
             threading.Thread(target=self._post, args=(event,), name="post", daemon=True).start()
+        elif is_cut_off:
+            self._fail(event)
         else:
             self._tell("Fetch.continueRequest", event)
 
     def _post(self, event: dict[str, Any]) -> None:
         try:
-            request = event["request"]
-            with self._send(request["url"], self._headers(request), self._body(event)) as reply:
+            request, body = event["request"], self._body(event)
+            self._take(request["url"], body)
+            with self._send(request["url"], self._headers(request), body) as reply:
                 headers = [
                     {"name": name, "value": value}
                     for name, value in reply.raw.headers.items()
@@ -182,8 +205,17 @@ class Posts:
             self._tell("Fetch.fulfillRequest", event, **answer)
         except (
             Exception
-        ):  # whatever it was: the page is told that its request failed, and the crawl judges the page
-            self._tell("Fetch.failRequest", event, errorReason="ConnectionReset")
+        ):  # whatever it was: to the page its request has failed, and the crawl judges the page
+            self._fail(event)
+        with self._lock:
+            if not self._left:
+                del self._unanswered[event["requestId"]]
+
+    def _take(self, url: str, body: bytes) -> None:
+        with self._lock:
+            if self._left or (url, body) in self._taken:
+                raise ValueError("posted before, or too late")
+            self._taken.add((url, body))
 
     def _headers(self, request: dict[str, Any]) -> dict[str, str]:
         parts = urlsplit(request["url"])
@@ -200,6 +232,9 @@ class Posts:
                 "Fetch.getRequestPostData", {"requestId": event["requestId"]}, session=self._context.session
             )["postData"]
         return str(data).encode()
+
+    def _fail(self, event: dict[str, Any]) -> None:
+        self._tell("Fetch.failRequest", event, errorReason="ConnectionReset")
 
     def _tell(self, method: str, event: dict[str, Any], **params: Any) -> None:
         self._cdp.tell(method, {"requestId": event["requestId"], **params}, session=self._context.session)

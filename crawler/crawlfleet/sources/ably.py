@@ -191,6 +191,8 @@ class Admin:
         facts = self._visit(self._paths.login)
         if classify(facts) is not Sight.LOGIN:
             raise self._ending(facts)
+        if not facts.ready:  # a form without its scripts would put the password into an address
+            raise Retry("PageTimeout", f"the scripts of the login page did not come within {SETTLE_S:.0f} s")
         self._page.delete_cookie(self._base, COOKIE)  # else an old session would look like a new one
         self._logged_in = True
         self._crawl.login(self._submit)

@@ -73,13 +73,14 @@ class Selectors:
 class Facts:
     """What LOOK sees of a page. `status` of the document, `api_status` of its last order request; 0: not known.
 
-    `max_page` 0: there is no pagination. `keyed`: every cell of a row stands below a head. `submitted`: it is the very page
-    where a password was typed.
+    `ready`: its scripts have run, so that a form is theirs. `max_page` 0: there is no pagination. `keyed`: every cell of a
+    row stands below a head. `submitted`: it is the very page where a password was typed.
     """
 
     url: str = ""
     status: int = 0
     api_status: int = 0
+    ready: bool = True
     text: str = ""
     login: bool = False
     login_error: bool = False
@@ -115,6 +116,7 @@ return {
     url: location.origin + location.pathname,
     status: document_ ? document_.responseStatus : 0,
     api_status: asked.length ? asked[asked.length - 1].responseStatus : 0,
+    ready: Boolean(document_ && document_.domContentLoadedEventEnd),
     text: rows.length || !document.body ? '' : document.body.innerText.slice(0, 2000),
     login: Boolean(find(s.email) && find(s.password)),
     login_error: Boolean(find(s.login_error) && find(s.login_error).textContent.trim()),
@@ -146,7 +148,7 @@ _WORDS = (
 
 _SEEN = "const seen = (function () {" + LOOK + "}).apply(null, arguments);"
 _DECIDED = (
-    "document.readyState !== 'loading' && !seen.loading && (seen.expired || seen.status >= 400"
+    "seen.ready && !seen.loading && (seen.expired || seen.status >= 400"
     f" || !document.querySelector(arguments[0].table) && !seen.home && /{'|'.join(words.pattern for _, words in _WORDS)}/i"
     ".test(seen.text)"
 )
