@@ -8,7 +8,11 @@ sure of it.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -52,6 +56,8 @@ AT_ONCE = 10
 CONFIG = AblyConfig(orders_per_seller=150, draw_delay_s=0.0)
 ORDERS = CONFIG.orders_per_seller
 CHROMIUM, SHELL = "/usr/lib/chromium/chromium", "/usr/lib/chromium/chromium-headless-shell"
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run")
+LAUNCHES = 3
 JOBS = {"chromium": 30, "shell": 40, "dom": 120, "http": 2000}
 LATER, SOON = 500, 20
 WAIT_S = 60
@@ -82,8 +88,8 @@ def measure(rig: Rig) -> list[Figure]:
         if not shutil.which(program):
             raise RuntimeError(f"{program} is not installed: apt-get install chromium chromium-driver")
     with _shop() as url:
-        chromium = _cost("chromium", _own_browser(CHROMIUM, url))
-        shell = _cost("shell", _own_browser(SHELL, url))
+        chromium = _cost("chromium", _own_chromium(url))
+        shell = _cost("shell", _own_shell(url))
         with supervised(rig.folder / "chrome") as chrome:
             chrome.ready()
             pool = Pool(Chrome(chrome.url), recycle_jobs=10**9, recycle_age_s=10**9)
@@ -145,35 +151,71 @@ def _product(pool: Pool, url: str, strategy: str) -> Job:
     return job
 
 
-def _own_browser(binary: str, url: str) -> Job:
-    """A browser and a chromedriver of its own for each job."""
+def _own_chromium(url: str) -> Job:
+    """A Chromium and a chromedriver of its own for each job."""
 
     def job(credentials: dict[str, Any]) -> int:
         with tempfile.TemporaryDirectory(prefix="crawlfleet-bench-") as profile:
             options = webdriver.ChromeOptions()
-            options.binary_location = binary
-            for flag in (
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--no-first-run",
-                f"--user-data-dir={profile}",
-            ):
+            options.binary_location = CHROMIUM
+            for flag in (*FLAGS, f"--user-data-dir={profile}"):
                 options.add_argument(flag)
-            driver = _launched(options)
-            try:
-                return _read(driver, url, credentials)
-            finally:
-                driver.quit()
+            return _read_with(options, url, credentials)
 
     return job
 
 
+def _own_shell(url: str) -> Job:
+    """A headless shell and a chromedriver of its own for each job.
+
+    chromedriver is attached to a shell that was started with a page: its own way to start one gives it no page to find.
+    """
+
+    def job(credentials: dict[str, Any]) -> int:
+        with tempfile.TemporaryDirectory(prefix="crawlfleet-bench-") as profile:
+            command = [
+                SHELL,
+                *FLAGS,
+                "--remote-debugging-port=0",
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ]
+            with subprocess.Popen(
+                command, stderr=subprocess.PIPE, text=True, start_new_session=True
+            ) as shell:
+                try:
+                    options = webdriver.ChromeOptions()
+                    options.debugger_address = _address_of(shell)
+                    return _read_with(options, url, credentials)
+                finally:
+                    os.killpg(shell.pid, signal.SIGKILL)
+
+    return job
+
+
+def _address_of(shell: subprocess.Popen[str]) -> str:
+    assert shell.stderr is not None
+    for line in shell.stderr:
+        if found := re.search(r"DevTools listening on ws://([\d.:]+)/", line):
+            threading.Thread(target=shell.stderr.read, daemon=True).start()
+            return found[1]
+    raise RuntimeError(f"{SHELL} ended at its launch")
+
+
+def _read_with(options: webdriver.ChromeOptions, url: str, credentials: dict[str, Any]) -> int:
+    driver = _launched(options)
+    try:
+        return _read(driver, url, credentials)
+    finally:
+        driver.quit()
+
+
 def _launched(options: webdriver.ChromeOptions) -> webdriver.Chrome:
     """Ten browsers that begin at once do not always: such a launch is tried again, on the rival's time."""
-    while True:
+    for _ in range(LAUNCHES - 1):
         with suppress(SessionNotCreatedException):
             return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
 
 
 def _read(driver: webdriver.Chrome, url: str, credentials: dict[str, Any]) -> int:

@@ -372,6 +372,34 @@ def test_a_login_that_is_drained_out_is_finished_first(
     assert fleet.scalar("select state::text from account") == "ok"
 
 
+IMPATIENT = """
+import sys
+from crawlfleet.browser import pool
+from crawlfleet.cli import main
+pool.UNUSABLE_S = 3.0
+sys.exit(main(["worker"]))
+"""
+
+
+def test_a_worker_whose_chrome_stays_away_leaves_its_work_to_the_next(
+    fleet: Fleet, shop: WatchedAblyShop, chrome: Supervised, chrome_url: str
+) -> None:
+    fleet.ably(shop, users=[USER])
+    fleet.plan()
+    gate = shop.gate("orders", most=1)
+    worker = fleet.start(program=IMPATIENT, CRAWLFLEET_CHROME_URL=chrome_url)
+    gate.wait()
+    chrome.process.terminate()
+    gate.open()
+    assert worker.exit_code() == 69, worker.text()[-3000:]
+    [said] = worker.events("Chrome has been away for too long; a new process takes over")
+    assert "crawlfleet chrome" in said["why"]
+    chrome.start_again()
+    assert start(fleet, chrome_url).exit_code() == 0
+    assert fleet.items() == shop.truth([USER], strategy="dom")
+    assert shop.violations() == {}
+
+
 def test_a_page_that_hangs_ends_at_its_deadline_and_others_go_on(
     fleet: Fleet, shop: WatchedAblyShop, chrome_url: str
 ) -> None:
