@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg import pq, sql
 
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.store.migrations import migrate
 

@@ -29,6 +29,7 @@ from builders import key_ring, scalar
 
 from crawlfleet import apply, planner
 from crawlfleet.accounts import Account
+from crawlfleet.child import spawn
 from crawlfleet.credentials import account_context
 from crawlfleet.demo.ably.config import AblyConfig
 from crawlfleet.demo.ably.orders import Strategy
@@ -41,7 +42,6 @@ from crawlfleet.demo.cafe24.tokens import demo_accounts, refresh_token
 from crawlfleet.demo.exchange import Reply, Request
 from crawlfleet.demo.server import AnyShop, ShopServer
 from crawlfleet.demo.violations import SEEN
-from crawlfleet.local.child import spawn
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, Secret
 from crawlfleet.store import fleet
 from crawlfleet.store.connection import Connection, connect

@@ -34,6 +34,7 @@ from processes import descendants
 
 from crawlfleet.accounts import Account
 from crawlfleet.apply import import_accounts
+from crawlfleet.child import spawn
 from crawlfleet.credentials import account_context
 from crawlfleet.demo.cafe24.config import Cafe24Config
 from crawlfleet.demo.cafe24.tokens import demo_accounts
@@ -42,7 +43,6 @@ from crawlfleet.demo.cafe24.truth import expected_items
 from crawlfleet.demo.korea import korean_now
 from crawlfleet.demo.violations import SEEN, Agreement
 from crawlfleet.errors import DatabaseUnavailable
-from crawlfleet.local.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.sources.cafe24_replies import TOKEN_PATH
 from crawlfleet.store.connection import Connection, connect

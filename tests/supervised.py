@@ -21,7 +21,7 @@ from fleet import until
 from processes import Watch, descendants
 
 from crawlfleet.browser.cdp import Cdp
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
 
 Json = dict[str, Any]
 

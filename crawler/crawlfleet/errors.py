@@ -11,6 +11,8 @@ from enum import StrEnum
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells have it."""
+CLOSED, STOPPED_ITSELF, DRAINED = 0, 74, 75
+"""Exit codes of a worker: the batch is closed; it could not go on, and another has to; it was told to stop."""
 
 
 class Verdict(StrEnum):

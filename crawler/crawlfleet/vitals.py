@@ -16,7 +16,7 @@ import psycopg
 
 from crawlfleet import metrics
 from crawlfleet.crawl import Source, cooling_down
-from crawlfleet.errors import DatabaseUnavailable, Interrupted
+from crawlfleet.errors import STOPPED_ITSELF, DatabaseUnavailable, Interrupted
 from crawlfleet.leases import Leases
 from crawlfleet.slots import Exits
 from crawlfleet.store import fleet
@@ -26,7 +26,6 @@ from crawlfleet.tokens import PendingStores
 
 log = logging.getLogger(__name__)
 
-EXIT_STOPPED_ITSELF = 74
 CONTROL_S = 1.0
 WATCHDOG_S = 0.1
 GIVE_UP_S = 15.0
@@ -172,4 +171,4 @@ class Vitals:
         while not self.done.wait(WATCHDOG_S):
             self._enforce_deadlines()
             if self._clock() >= leave_at and not len(self._pending):
-                os._exit(EXIT_STOPPED_ITSELF)
+                os._exit(STOPPED_ITSELF)

@@ -27,7 +27,16 @@ import psycopg
 from crawlfleet import __version__, metrics
 from crawlfleet.crawl import boottime
 from crawlfleet.credentials import KeyRing
-from crawlfleet.errors import BadConfiguration, ChromeUnusable, DatabaseUnavailable, Interrupted, Verdict
+from crawlfleet.errors import (
+    CLOSED,
+    DRAINED,
+    STOPPED_ITSELF,
+    BadConfiguration,
+    ChromeUnusable,
+    DatabaseUnavailable,
+    Interrupted,
+    Verdict,
+)
 from crawlfleet.keys import check_keys
 from crawlfleet.leases import Leases
 from crawlfleet.serving import Server
@@ -47,14 +56,12 @@ from crawlfleet.store.connection import (
 )
 from crawlfleet.store.migrations import check_schema
 from crawlfleet.store.turn import Finished, Identity, Lease
-from crawlfleet.vitals import EXIT_STOPPED_ITSELF, Vitals
+from crawlfleet.vitals import Vitals
 
 if TYPE_CHECKING:
     from crawlfleet.browser.pool import Pool
 
 log = logging.getLogger(__name__)
-
-EXIT_CLOSED, EXIT_DRAINED = 0, 75
 
 POLL_S = (0.1, 1.0)
 """Between turns without work: from the first to the longest, doubling, with jitter."""
@@ -218,7 +225,7 @@ class Worker:
             while True:
                 self._committing += self._gather()
                 if self._vitals.lost:
-                    return EXIT_STOPPED_ITSELF
+                    return STOPPED_ITSELF
                 conn = self._turn_or_reconnect(conn)
                 code = self._exit_code()
                 if code is not None:
@@ -354,20 +361,20 @@ class Worker:
     def _exit_code(self) -> int | None:
         control = self._vitals.control
         if self._vitals.hung and not self._committing and not self._is_crawling():
-            return EXIT_STOPPED_ITSELF
+            return STOPPED_ITSELF
         if len(self._leases) or control is None:
             return None
         if control.batch_state == "closed":
-            return EXIT_CLOSED
+            return CLOSED
         if self._stopping or control.draining:
-            return EXIT_DRAINED
+            return DRAINED
         if self._has_no_chrome():
             why = self._browsers.why() if self._browsers else ""
             log.error("Chrome has been away for too long; a new process takes over", extra={"why": why})
             return ChromeUnusable.exit_code
         if self._is_full():
             log.error("memory is full although no crawl runs; a new process takes over")
-            return EXIT_STOPPED_ITSELF
+            return STOPPED_ITSELF
         return None
 
     def _tell(self, finished: Finished) -> None:

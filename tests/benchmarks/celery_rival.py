@@ -21,7 +21,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisGone
 from rig import await_that
 
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
 
 TASKS, INSTANCES = 20_000, 2
 QUEUE = "celery"

@@ -19,8 +19,8 @@ from urllib.request import urlopen
 
 import psycopg
 
+from crawlfleet.child import spawn
 from crawlfleet.credentials import KeyRing, account_context
-from crawlfleet.local.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.planner import BatchPlan, Selector, plan
 from crawlfleet.store.connection import Connection, connect

@@ -1,4 +1,4 @@
-"""Connections to the test's own database, and a Chrome for the tests of a module."""
+"""Connections to the test's own database, a fleet on it, a shop, and a Chrome for the tests of a module."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+from fleet import HASTY, Fleet, WatchedShop
 from supervised import Supervised, require_chrome, supervised
 
 from crawlfleet.browser.chrome import Chrome
@@ -25,6 +26,25 @@ def connections(database_url: str) -> Iterator[Callable[[], Connection]]:
 @pytest.fixture
 def conn(connections: Callable[[], Connection]) -> Connection:
     return connections()
+
+
+@pytest.fixture
+def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(database_url, tmp_path) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def hasty(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
+    """A fleet that gives up a silent worker after seconds."""
+    with Fleet(database_url, tmp_path, HASTY) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def shop() -> Iterator[WatchedShop]:
+    with WatchedShop() as shop:
+        yield shop
 
 
 @pytest.fixture(scope="module")

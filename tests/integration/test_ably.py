@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from browser_crawl import BrowserCrawl
-from fleet import CALM, HASTY, Fleet, WatchedAblyShop, WorkerProcess, until
+from fleet import Fleet, WatchedAblyShop, WorkerProcess, until
 from supervised import Supervised
 
 from crawlfleet.browser.pool import Pool
@@ -31,18 +31,6 @@ USER, TOKEN_USER = 3, 10
 def shop() -> Iterator[WatchedAblyShop]:
     with WatchedAblyShop(draw_delay_s=0.1) as shop:
         yield shop
-
-
-@pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path, CALM) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def hasty(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path, HASTY) as fleet:
-        yield fleet
 
 
 # One crawl.

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from processes import Watch, descendants
 
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
 
 _PARENT = """
 import signal, sys
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = spawn(["/bin/sh", "-c", "echo ready; exec sleep 600"], death_signal=signal.SIGTERM)
 child.wait()

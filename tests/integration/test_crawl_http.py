@@ -7,25 +7,12 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fleet import Fleet, WatchedShop, until
 
 LIVING_TOKEN = {"access_token": "a-token", "expires_at": "2099-01-01T00:00:00"}
-
-
-@pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def shop() -> Iterator[WatchedShop]:
-    with WatchedShop() as shop:
-        yield shop
 
 
 @contextmanager

@@ -16,8 +16,8 @@ import pytest
 from builders import together
 from processes import Watch, descendants
 
+from crawlfleet.child import spawn
 from crawlfleet.errors import CrawlfleetError
-from crawlfleet.local.child import spawn
 from crawlfleet.local.postgres import EmbeddedPostgres, find_binaries
 
 _OWNER = """

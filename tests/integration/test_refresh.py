@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 from builders import SETTINGS, lease, register_worker, take
-from fleet import CALM, HASTY, Fleet, WatchedShop, WorkerProcess, until
+from fleet import CALM, Fleet, WatchedShop, WorkerProcess, until
 from pg_proxy import PgProxy
 from prometheus_client import REGISTRY
 
@@ -27,25 +27,6 @@ from crawlfleet.sources.noop import Noop
 from crawlfleet.store.accounts import intend_refresh, read_credentials, set_state
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.tokens import POST_S, PendingStores, Tokens
-
-
-@pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def hasty(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path, HASTY) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def shop() -> Iterator[WatchedShop]:
-    with WatchedShop() as shop:
-        yield shop
-
 
 # The protocol alone.
 

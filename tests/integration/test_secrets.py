@@ -44,12 +44,6 @@ class Adapter:
 """
 
 
-@pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
-
-
 @dataclass
 class Planted:
     """Secrets that stand nowhere else, and the accounts that hold them. They could be names of JSON fields."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Self
@@ -22,18 +21,6 @@ BEGAN = 1000.0
 PATIENT = Clock(tick_s=3600)
 """Nobody misses a renewal for hours."""
 SAMPLE = re.compile(r"(?m)^(crawl\w+(?:\{[^}]*\})?) (\S+)$")
-
-
-@pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def shop() -> Iterator[WatchedShop]:
-    with WatchedShop() as shop:
-        yield shop
 
 
 # Health: a worker in this process, on a clock that moves only when the test says so.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fleet import Fleet, WatchedShop, until
@@ -16,12 +15,6 @@ from crawlfleet.store import batches
 
 PASSWORD = ("user", "proxy-password")
 SEEN_BY_ALL_S = 2.0
-
-
-@pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from typing import Any
 import psycopg
 from builders import register_worker, session_keys, shop_batch, take, until
 
+from crawlfleet.errors import STOPPED_ITSELF
 from crawlfleet.leases import Leases
 from crawlfleet.slots import Exits
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.fleet import Clock
 from crawlfleet.store.turn import Identity
 from crawlfleet.tokens import PendingStores
-from crawlfleet.vitals import EXIT_STOPPED_ITSELF, Vitals
+from crawlfleet.vitals import Vitals
 
 FLEET_CLOCK = Clock(tick_s=0.5, expire_ticks=24, quarantine_ticks=4)
 BLOCKED = (
@@ -107,6 +108,7 @@ from random import Random
 from crawlfleet.leases import Leases
 from crawlfleet.store.fleet import Clock
 from crawlfleet.tokens import PendingStores
+from crawlfleet.errors import STOPPED_ITSELF
 from crawlfleet.vitals import Vitals
 
 looks = count(1)
@@ -138,9 +140,9 @@ def left_by_the_watchdog(meanwhile: str) -> tuple[int, str]:
 
 
 def test_a_process_that_lost_its_renewals_ends_though_its_loop_hangs() -> None:
-    assert left_by_the_watchdog("nullcontext()") == (EXIT_STOPPED_ITSELF, "")
+    assert left_by_the_watchdog("nullcontext()") == (STOPPED_ITSELF, "")
 
 
 def test_a_process_does_not_end_over_a_token_that_is_not_stored() -> None:
     """The shop has rotated it: what is in this process is the seller's only consent."""
-    assert left_by_the_watchdog("pending") == (EXIT_STOPPED_ITSELF, "still here\n")
+    assert left_by_the_watchdog("pending") == (STOPPED_ITSELF, "still here\n")

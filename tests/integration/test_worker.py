@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from fleet import Fleet, until
 
 from crawlfleet.store import batches
-
-
-@pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
 
 
 def test_a_worker_ends_with_0_once_its_batch_is_closed(fleet: Fleet) -> None:

@@ -33,29 +33,10 @@ TERMINATE = (
 
 
 @pytest.fixture
-def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def hasty(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet that gives up a silent worker after seconds."""
-    with Fleet(database_url, tmp_path, HASTY) as fleet:
-        yield fleet
-
-
-@pytest.fixture
 def proxy(database_url: str, open_dir: Path) -> Iterator[PgProxy]:
     """Stands between the workers that are told its URL and the database."""
     with PgProxy(database_url, open_dir) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def shop() -> Iterator[WatchedShop]:
-    with WatchedShop() as shop:
-        yield shop
 
 
 def all_ok(fleet: Fleet) -> bool:

@@ -1,6 +1,6 @@
 """The folder of a supervisor: claimed, and cleared of what an earlier one left.
 
-Chrome dies with its supervisor (`local/child.py`), and its children by themselves as soon as they notice. What hangs does
+Chrome dies with its supervisor (`child.py`), and its children by themselves as soon as they notice. What hangs does
 not notice, so a supervisor writes down its launch for the next one of its folder. Chrome's children write over their
 environment: no mark in there would tell whose they are. But they keep the session of the program that was launched.
 """

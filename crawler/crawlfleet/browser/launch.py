@@ -24,7 +24,7 @@ from crawlfleet.browser import processes
 from crawlfleet.browser.cdp import Cdp, CdpFailed
 from crawlfleet.browser.health import Seen
 from crawlfleet.browser.preflight import Installation
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib.resources import files
 from typing import Any
 
 import requests
@@ -38,6 +39,8 @@ SCRIPT_S = 22.0
 COMMAND_S = 25.0
 """Longer than a script may take: past it chromedriver itself is stuck, mostly behind a page that hangs."""
 STUCK = "DriverStuck"
+_SETTLE = files(__package__).joinpath("settle.js").read_text()
+_REDACT = files(__package__).joinpath("redact.js").read_text()
 QUIT_S = 1.5
 """With `context.DISPOSE_S`: how long after its end a crawl may still hold its slot."""
 
@@ -207,35 +210,6 @@ class Page:
         except CdpFailed:
             return False
         return False
-
-
-_SETTLE = """
-const [body, given, withinMs, done] = arguments, ends = performance.now() + withinMs;
-const look = new Function(body);
-(function again() {
-    const seen = look(...given);
-    if (seen || performance.now() > ends) done(seen || null); else setTimeout(again, 50);
-})();
-"""
-
-_REDACT = """
-const kept = 'title,h1,h2,button,th';
-const hide = text => text.replace(/\\S+@\\S+/g, 'x@x').replace(/\\d/g, '0');
-const walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
-const gone = [...document.querySelectorAll('script,style,link,meta,img,svg,canvas,video,iframe')];
-for (let node; (node = walker.nextNode());) {
-    const open = node.parentElement && node.parentElement.closest(kept);
-    node.data = open ? hide(node.data) : hide(node.data).replace(/[\\p{L}]/gu, 'x');
-}
-gone.forEach(element => element.remove());
-document.querySelectorAll('*').forEach(element => element.shadowRoot && element.remove());
-for (const element of document.querySelectorAll('*'))
-    for (const {name, value} of [...element.attributes])
-        if (!/^(class|id|name|type|role|href|action)$/.test(name)) element.setAttribute(name, value.replace(/[\\p{L}\\d]/gu, 'x'));
-        else if (/^(href|action)$/.test(name)) element.setAttribute(name, value.split(/[?#]/)[0].replace(/\\d/g, '0'));
-document.querySelectorAll('input,textarea').forEach(field => { field.value = ''; });
-return document.documentElement.outerHTML.replace(/\\s+/g, ' ').slice(0, 8000);
-"""
 
 
 @contextmanager

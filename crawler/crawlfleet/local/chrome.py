@@ -18,11 +18,10 @@ import requests
 
 from crawlfleet.browser import home
 from crawlfleet.browser.chrome import ask
+from crawlfleet.child import spawn
 from crawlfleet.errors import BadConfiguration, ChromeUnusable, CrawlfleetError
-from crawlfleet.local.child import spawn
+from crawlfleet.local.restarts import Restarts, tail
 
-RESTARTS = 20
-RESTART_PAUSE_S = 1.0
 END_S = 3.0
 """The supervisor needs less than 2 s to end Chrome."""
 FINAL = (BadConfiguration.exit_code, ChromeUnusable.exit_code)
@@ -37,11 +36,9 @@ class LocalChrome:
 
     def __init__(self, log: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
-        self._clock = clock
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._folder = home.temporary()
-        self._restarts = 0
-        self._again_at: float | None = None
+        self._restarts = Restarts(clock)
         self._ending = False
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._process = self._start()
@@ -51,15 +48,13 @@ class LocalChrome:
         code = self._process.poll()
         if code is None or self._ending:
             return
-        if code in FINAL or self._restarts >= RESTARTS:
+        if code in FINAL or self._restarts.are_spent:
             raise CrawlfleetError(
-                f"`crawlfleet chrome` ended with {code}; its log {self._log} ends:\n{self._tail()}"
+                f"`crawlfleet chrome` ended with {code}; its log {self._log} ends:\n{tail(self._log, LOG_LINES)}"
             )
-        if self._again_at is None:
-            self._again_at = self._clock() + RESTART_PAUSE_S
-        elif self._clock() >= self._again_at:
+        self._restarts.died()
+        if self._restarts.is_due():
             self._process = self._start()
-            self._again_at, self._restarts = None, self._restarts + 1
 
     def status(self) -> dict[str, Any]:
         """What it says of itself; empty while nobody answers."""
@@ -103,9 +98,6 @@ class LocalChrome:
             "CRAWLFLEET_CHROME_FD": str(listener),
             "CRAWLFLEET_CHROME_DIR": str(self._folder),
         }
-
-    def _tail(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES:])
 
 
 def try_out() -> dict[str, Any]:

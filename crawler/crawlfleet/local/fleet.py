@@ -12,30 +12,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crawlfleet.errors import BadConfiguration, CrawlfleetError
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
+from crawlfleet.errors import CLOSED, DRAINED, BadConfiguration, CrawlfleetError
 from crawlfleet.local.chrome import LocalChrome
+from crawlfleet.local.restarts import Restarts, tail
 from crawlfleet.store import batches
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.fleet import Process, bury_worker
 
-RESTARTS = 20
-"""A worker that dies more often than that in one run is not worth another try."""
-RESTART_PAUSE_S = 1.0
-CLOSED, DRAINED = 0, 75
 LOG_LINES = 5
 
 
 @dataclass
 class _Slot:
-    """One WORKER_ID and the process that serves it now. `again_at`: when a dead one is restarted."""
+    """One WORKER_ID and the process that serves it now."""
 
     worker_id: int
     log: Path
     chrome: LocalChrome | None
+    restarts: Restarts
     process: subprocess.Popen[bytes]
-    restarts: int = 0
-    again_at: float | None = None
 
     @property
     def has_finished(self) -> bool:
@@ -85,18 +81,16 @@ class LocalFleet:
 
     def _tend_dead(self, conn: Connection, slot: _Slot) -> str:
         told = ""
-        if slot.again_at is None:
+        if slot.restarts.died():
             told = self._loss_of(slot)
             self._bury(conn, slot)
-            slot.again_at = self._clock() + RESTART_PAUSE_S
         code = slot.process.returncode
-        if code == BadConfiguration.exit_code or slot.restarts >= RESTARTS:
+        if code == BadConfiguration.exit_code or slot.restarts.are_spent:
             raise CrawlfleetError(
-                f"worker {slot.worker_id} ended with {code}; its log {slot.log} ends:\n{_tail(slot.log)}"
+                f"worker {slot.worker_id} ended with {code}; its log {slot.log} ends:\n{tail(slot.log, LOG_LINES)}"
             )
-        if self._clock() >= slot.again_at and not self._draining:
+        if not self._draining and slot.restarts.is_due():
             slot.process = self._start(slot.worker_id, slot.log, slot.chrome)
-            slot.again_at, slot.restarts = None, slot.restarts + 1
         return told
 
     def _loss_of(self, slot: _Slot) -> str:
@@ -153,7 +147,7 @@ class LocalFleet:
     def _fill(self, worker_id: int, log_dir: Path, chrome: bool) -> _Slot:
         log = log_dir / f"worker-{worker_id}.log"
         beside = LocalChrome(log_dir / f"chrome-{worker_id}.log") if chrome else None
-        return _Slot(worker_id, log, beside, self._start(worker_id, log, beside))
+        return _Slot(worker_id, log, beside, Restarts(self._clock), self._start(worker_id, log, beside))
 
     def _start(self, worker_id: int, log: Path, chrome: LocalChrome | None) -> subprocess.Popen[bytes]:
         environment = self._environment | {"WORKER_ID": str(worker_id)}
@@ -199,7 +193,3 @@ def _is_worker(pid: int) -> bool:
     except OSError:
         return False
     return b"crawlfleet" in command and command.endswith(b"worker\0")
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])

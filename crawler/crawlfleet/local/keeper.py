@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 
-from crawlfleet.local.child import spawn
+from crawlfleet.child import spawn
 
 STOP_S = 30.0
 _WELCOME, _FAREWELL = b"1", b"0"

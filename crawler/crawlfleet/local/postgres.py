@@ -29,9 +29,10 @@ from urllib.parse import quote
 import psycopg
 from psycopg import pq
 
+from crawlfleet.child import spawn
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
-from crawlfleet.local.child import spawn
 from crawlfleet.local.keeper import leave, start_keeper, take_seat
+from crawlfleet.local.restarts import tail
 from crawlfleet.sockets import is_open
 
 START_S = 60.0
@@ -40,6 +41,7 @@ RECOVERY_S = 600.0
 _POLL_S = 0.02
 _LOW_DISK_MB = 64  # a new data folder and its first log files take about as much
 _WAL_FILE_MB = 16
+_LOG_LINES = 5
 
 _SUPERUSER = "crawlfleet"
 _DATABASE = "crawlfleet"
@@ -262,8 +264,7 @@ class EmbeddedPostgres:
             raise self._failed(f"could not create the database {_DATABASE} ({exc})") from exc
 
     def _failed(self, what: str) -> DatabaseUnavailable:
-        tail = self._log.read_text(errors="replace").splitlines()[-5:] if self._log.exists() else []
-        said = "\n".join(tail) or "(empty)"
+        said = (tail(self._log, _LOG_LINES) if self._log.exists() else "") or "(empty)"
         free_mb = shutil.disk_usage(self._state_dir).free // 2**20
         cause = f" The disk is full: {free_mb} MB free." if free_mb < _LOW_DISK_MB else ""
         return DatabaseUnavailable(

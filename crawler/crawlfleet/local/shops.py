@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from crawlfleet.accounts import Account
+from crawlfleet.child import spawn
 from crawlfleet.demo.stand_ins import STAND_INS
 from crawlfleet.errors import BadInput, CrawlfleetError
-from crawlfleet.local.child import spawn
 from crawlfleet.manifests import CrawlSource, Manifests
 
 USERS = 100

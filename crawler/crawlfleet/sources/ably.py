@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from importlib.resources import files
 from typing import Any, ClassVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -38,6 +39,7 @@ PASSES = 5
 PER_PAGE = 100
 SETTLE_S = 20.0
 LOGIN_S = 20.0
+_TYPE = files(__package__).joinpath("ably_type.js").read_text()
 
 Rows = dict[str, Mapping[str, Any]]
 
@@ -295,20 +297,6 @@ class Admin:
         html, picture = self._page.likeness()
         at = f"{urlsplit(facts.url).path} (status {facts.status})"
         return Bug("UnknownPage", f"{at}: {what}", snapshot=html, picture=picture)
-
-
-_TYPE = """
-const type = (css, text) => {
-    const field = document.querySelector(css);
-    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, text);
-    field.dispatchEvent(new Event('input', {bubbles: true}));
-    field.dispatchEvent(new Event('change', {bubbles: true}));
-};
-type(arguments[0], arguments[1]);
-type(arguments[2], arguments[3]);
-window.crawlfleetSubmitted = true;
-"""
-"""By the native setter and with events, since the form's framework listens for these."""
 
 
 class Api:
