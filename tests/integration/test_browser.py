@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -36,6 +36,9 @@ Open = Callable[..., AbstractContextManager[Page]]
 
 PAGES = {
     "/": "<title>shop</title><h1>주문 목록</h1><td>홍길동 010-1234-5678</td><img src=/a.png><img src=/b.jpg>",
+    "/pictures": "<title>pictures</title><link rel=icon href=/i.ico><img src=/a.png><img srcset='/s.webp 2x'><picture><source srcset=/p.avif>"
+    "<img src=/b.jpg></picture><div style='background:url(/bg.gif)'>x</div><img src=/v.svg><input type=image src=/n.png>"
+    "<style>@font-face { font-family: far; src: url(/far.woff2) } p { font-family: far }</style><p>가나다</p><video poster=/poster.jpg>",
     "/hangs": "<title>hangs</title><script>while (true);</script>",
     "/alert": "<title>alert</title><script>alert('hello')</script>",
     "/opens": "<title>opens</title><a onclick=\"window.open('/opened'); this.textContent = 'opened'\">more</a>",
@@ -107,11 +110,14 @@ def test_a_page_is_korean_in_seoul_and_hides_nothing(open_page: Open, site: Scri
     assert seen == ["ko-KR,ko", "Asia/Seoul", True, True]
 
 
-def test_images_are_not_even_asked_for(open_page: Open, site: ScriptedShop) -> None:
+def test_images_and_fonts_are_not_even_asked_for(open_page: Open, site: ScriptedShop) -> None:
     with open_page() as page:
-        page.go(site.url + "/")
+        page.go(site.url + "/pictures")
+        page.read("new Image().src = '/later.png'")
         page.settle("return document.readyState === 'complete'", within_s=10)
-    assert site.paths() == ["/"]
+        page.read("fetch('/end').then(() => { document.title = 'end' })")
+        page.settle("return document.title === 'end'", within_s=10)
+    assert site.paths() == ["/pictures", "/end"]
 
 
 def test_settling_returns_the_first_true_value_or_none(open_page: Open, site: ScriptedShop) -> None:
@@ -295,8 +301,9 @@ def test_no_seller_is_served_from_the_cache_of_another(open_page: Open, site: Sc
 
 def test_no_page_may_look_through_a_keyhole(open_page: Open, chrome: Supervised, site: ScriptedShop) -> None:
     """Whoever knew its port could otherwise ask Chrome for everybody's cookies."""
+    cdp = Cdp(chrome.ready()["cdp"])
     context = chrome.cdp().context()
-    with Keyhole(chrome.ready()["cdp"], context, "") as keyhole, open_page() as page:
+    with closing(cdp), Keyhole(cdp, context, "") as keyhole, open_page() as page:
         page.go(site.url + "/")
         look = (
             "const done = arguments[1], line = new WebSocket('ws://' + arguments[0]);"

@@ -49,6 +49,7 @@ class Cdp:
 
     def __init__(self, url: str, *, timeout_s: float = CALL_S) -> None:
         """Raises CdpFailed if nobody answers there."""
+        self.url = url
         self._opened = ExitStack()
         try:
             self._socket = self._opened.enter_context(dial(url, timeout_s))

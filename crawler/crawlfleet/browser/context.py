@@ -1,7 +1,7 @@
 """A browser context: one seller's cookies, caches, storages and way out, with one page in it.
 
-Made and ended over the DevTools protocol, which WebDriver has no words for. Korean, in Seoul; images and fonts are not loaded,
-downloads are refused, alerts dismissed.
+Made and ended over the DevTools protocol, which WebDriver has no words for. Downloads are refused, alerts dismissed. That pages
+are Korean, in Seoul, and without images is Chrome's own setting (`launch.chrome_command`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ import requests
 from crawlfleet.browser.cdp import Cdp, CdpFailed
 
 DISPOSE_S = 2.5
-WINDOW = {"width": 1280, "height": 1600}
-LOCALE = "ko-KR"
-TIME_ZONE = "Asia/Seoul"
-BLOCKED = [
-    f"*.{kind}*" for kind in ("jpg", "jpeg", "png", "gif", "webp", "avif", "ico", "woff", "woff2", "ttf")
-]
+WINDOW = {"width": 1280, "height": 800}
+_CAN_POST = ("Document", "XHR", "Fetch", "Ping", "Other")
+"""The kinds of requests that a page may post."""
 
 Send = Callable[[str, Mapping[str, str], bytes], requests.Response]
 """Post to a URL with these headers and this body, without anybody sending it a second time."""
@@ -79,14 +76,7 @@ def _open_page(cdp: Cdp, context: str, proxy: str | None) -> Context:
     ]
     session = cdp.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
     cdp.call("Browser.setDownloadBehavior", {"behavior": "deny", "browserContextId": context})
-    for method, params in (
-        ("Page.enable", {}),
-        ("Network.enable", {"maxTotalBufferSize": 0, "maxResourceBufferSize": 0}),
-        ("Network.setBlockedURLs", {"urls": BLOCKED}),
-        ("Emulation.setTimezoneOverride", {"timezoneId": TIME_ZONE}),
-        ("Emulation.setLocaleOverride", {"locale": LOCALE}),
-    ):
-        cdp.call(method, params, session=session)
+    cdp.call("Page.enable", session=session)
     cdp.on("Page.javascriptDialogOpening", session, lambda _: _dismiss(cdp, session))
     opened = Context(context, target, session, bool(proxy), threading.Event())
     if proxy:
@@ -157,7 +147,10 @@ class Posts:
         self._cdp.on("Fetch.requestPaused", session, self._stopped)
         self._cdp.call(
             "Fetch.enable",
-            {"handleAuthRequests": self._context.has_proxy, "patterns": [{"urlPattern": "*"}]},
+            {
+                "handleAuthRequests": self._context.has_proxy,
+                "patterns": [{"urlPattern": "*", "resourceType": kind} for kind in _CAN_POST],
+            },
             session=session,
         )
 

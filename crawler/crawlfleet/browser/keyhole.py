@@ -18,17 +18,17 @@ from websockets.http11 import Request, Response
 from websockets.sync.connection import Connection
 from websockets.sync.server import ServerConnection, serve
 
-from crawlfleet.browser.cdp import CALL_S, dial
+from crawlfleet.browser.cdp import Cdp, dial
 
 
 class Keyhole:
-    """Listens on a loopback port of its own until it is closed. `cdp_url` is Chrome's browser endpoint.
+    """Listens on a loopback port of its own until it is closed. `cdp` is a connection to the Chrome it shows.
 
     `target` is the page that it shows at first; pages which that one opens are seen, too.
     """
 
-    def __init__(self, cdp_url: str, context: str, target: str) -> None:
-        self._cdp_url = cdp_url
+    def __init__(self, cdp: Cdp, context: str, target: str) -> None:
+        self._cdp = cdp
         self._context = context
         self._target = target
         self._server = serve(
@@ -57,9 +57,7 @@ class Keyhole:
         return None
 
     def _version(self) -> dict[str, str]:
-        with dial(self._cdp_url) as chrome:
-            chrome.send('{"id": 1, "method": "Browser.getVersion"}')
-            version = json.loads(chrome.recv(timeout=CALL_S))["result"]
+        version = self._cdp.call("Browser.getVersion")
         return {
             "Browser": version["product"],
             "Protocol-Version": version["protocolVersion"],
@@ -72,7 +70,7 @@ class Keyhole:
     def _pass_on(self, near: ServerConnection) -> None:
         with (
             suppress(OSError, WebSocketException),
-            dial(self._cdp_url) as chrome,
+            dial(self._cdp.url) as chrome,
         ):
             threading.Thread(target=self._pass_back, args=(chrome, near), name="keyhole", daemon=True).start()
             for message in near:

@@ -46,7 +46,7 @@ _CHROMEDRIVER_AT = re.compile(r"started successfully on port (\d+)")
 
 
 def chrome_command(chrome: str, profile: Path, *, sandbox: bool) -> list[str]:
-    """Quiet and bounded; nothing here hides from a page that it is automated."""
+    """Quiet and bounded, without images and fonts of pages; nothing here hides from a page that it is automated."""
     command = [
         chrome,
         "--headless",
@@ -67,6 +67,9 @@ def chrome_command(chrome: str, profile: Path, *, sandbox: bool) -> list[str]:
         "--password-store=basic",
         "--lang=ko-KR",
         "--accept-lang=ko-KR,ko",
+        "--blink-settings=imagesEnabled=false,downloadableBinaryFontsEnabled=false",
+        # What makes going back and the next page of a site pleasant for a person costs a crawl 8 % of its time (measured).
+        "--disable-features=BackForwardCache,PaintHolding,RenderDocument",
         f"--js-flags=--max-old-space-size={RENDERER_HEAP_MB}",
     ]
     # The sandbox is made of user namespaces. Where containers forbid them Chrome refuses to start with it; there

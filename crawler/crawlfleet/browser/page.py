@@ -62,6 +62,7 @@ def attach(webdriver_url: str, chrome_address: str, context: Context, connection
     options.debugger_address = chrome_address
     options.page_load_strategy = "eager"
     options.unhandled_prompt_behavior = "dismiss"
+    options.timeouts = {"pageLoad": round(LOAD_S * 1000), "script": round(SCRIPT_S * 1000)}
     config = ClientConfig(
         remote_server_addr=webdriver_url,
         timeout=round(COMMAND_S),
@@ -72,9 +73,6 @@ def attach(webdriver_url: str, chrome_address: str, context: Context, connection
     remote._conn.pool_classes_by_scheme = known_pools(connections)
     driver = webdriver.Remote(command_executor=remote, options=options)
     try:
-        driver.set_page_load_timeout(LOAD_S)
-        driver.set_script_timeout(SCRIPT_S)
-        driver.switch_to.window(context.target)
         if driver.current_window_handle != context.target:
             raise Crashed("WrongWindow", "the browser handed out a window that is not this crawl's")
     except BaseException:

@@ -160,7 +160,7 @@ class Pool:
         with ExitStack() as opened:
             try:
                 with verdicts(check):
-                    keyhole = opened.enter_context(Keyhole(status.cdp, context.context, context.target))
+                    keyhole = opened.enter_context(Keyhole(cdp, context.context, context.target))
                     driver = attach(status.webdriver, keyhole.address, context, connections)
                 yield driver
             finally:
