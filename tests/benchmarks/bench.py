@@ -118,13 +118,13 @@ def _rig() -> Iterator[Rig]:
 
 
 def _run(name: str, measure: Callable[[Rig], list[Figure]], rig: Rig) -> Result:
-    load, before = machine.load(), machine.Cpu.now()
-    began_s = time.monotonic()
-    try:
-        figures = measure(rig)
-    except NOT_MEASURED as exc:  # the other cases still tell something
-        figures = [Figure(f"{name} could not be measured", str(exc).replace("\n", " "), "", False)]
-    return Result(name, figures, time.monotonic() - began_s, load, machine.Cpu.now().foreign_since(before))
+    load, began_s = machine.load(), time.monotonic()
+    with machine.Others() as others:
+        try:
+            figures = measure(rig)
+        except NOT_MEASURED as exc:  # the other cases still tell something
+            figures = [Figure(f"{name} could not be measured", str(exc).replace("\n", " "), "", False)]
+    return Result(name, figures, time.monotonic() - began_s, load, others.share())
 
 
 def _save(file: Path, on: str, results: list[Result]) -> None:

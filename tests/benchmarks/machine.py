@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 BUSY = 0.10
 """Above this share of all cores, what others do falsifies a figure."""
@@ -52,6 +54,33 @@ class Cpu:
     def ours_since_s(self, before: Cpu) -> float:
         """CPU seconds that this bench and its children used since then."""
         return (self.ours - before.ours) / os.sysconf("SC_CLK_TCK")
+
+
+class Others:
+    """What others use while this is entered. It looks again and again: what the children of a killed browser have used is in
+    nobody's sum once they are gone."""
+
+    def __enter__(self) -> Self:
+        self._shares: list[float] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def share(self) -> float:
+        """The share of all cores, on the average."""
+        return sum(self._shares) / max(1, len(self._shares))
+
+    def _watch(self) -> None:
+        before = Cpu.now()
+        while not self._ended.wait(_LOOK_S):
+            now = Cpu.now()
+            self._shares.append(min(1.0, now.foreign_since(before)))
+            before = now
 
 
 @dataclass(frozen=True)
