@@ -337,7 +337,7 @@ def test_contexts_of_a_worker_that_dies_go_with_it(chrome: Supervised, pool: Poo
 
 POST = """
 window.said = 0;
-fetch('/login', {method: 'POST', body: arguments[0]}).then(() => { window.said = 'answered' }, () => { window.said = 'failed' });
+fetch(arguments[1] || '/login', {method: 'POST', body: arguments[0]}).then(() => { window.said = 'answered' }, () => { window.said = 'failed' });
 """
 DRAWN = "return document.title"
 SAID = "return window.said"
@@ -391,14 +391,31 @@ def test_what_a_page_posts_again_by_itself_is_not_sent_again(
         page.settle(DRAWN, within_s=10)
         with page.posts_by(send):
             seen = []
-            for body in ("secret", "secret", "other"):
-                page.read(POST, body)
+            for body, address in (("secret", "/login"), ("secret again", "/login?2"), ("번호", "/other")):
+                page.read(POST, body, address)
                 seen.append(page.settle(SAID, within_s=10))
         page.read(POST, "later")
         assert page.settle(SAID, within_s=10) == "answered"
     assert seen == ["answered", "failed", "answered"]
-    assert [body for _, body in send.sent] == [b"secret", b"other"]
+    assert [body for _, body in send.sent] == [b"secret", "번호".encode()]
     assert site.paths().count("/login") == 1
+
+
+def test_a_page_posts_nothing_after_a_login_that_failed(
+    open_page: Open, site: ScriptedShop, send: HeldSend
+) -> None:
+    send.may_answer.set()
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.settle(DRAWN, within_s=10)
+        with suppress(Retry), page.posts_by(send):
+            page.read(POST, "secret")
+            assert page.settle(SAID, within_s=10) == "answered"
+            raise Retry("LoginUnclear")
+        page.read(POST, "secret")
+        assert page.settle(SAID, within_s=10) == "failed"
+    assert len(send.sent) == 1
+    assert "/login" not in site.paths()
 
 
 def test_a_post_that_was_taken_over_ends_with_its_worker(

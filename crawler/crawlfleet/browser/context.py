@@ -123,12 +123,12 @@ def _stop_documents(cdp: Cdp, session: str) -> None:
 
 
 class Posts:
-    """While entered, what a page posts is sent by `send`, once, and never twice the same.
+    """While entered, what a page posts is sent by `send`, once, and only one post an address: no page submits a password again.
 
     Chrome by itself posts again, up to three times, when a connection breaks before the reply (seen): with a password in
     it nobody could promise that it was submitted once. It also sends what it has stopped as soon as nobody stops it any
-    more (seen). So if a reply is still out when this is left, its request fails, and so does all that the page posts from
-    then on. A context that is disposed, or whose worker dies, takes what was stopped with it. To be entered once the page
+    more (seen). So if this is left by an exception, or while a reply is still out, that request fails, and so does all that
+    the page posts from then on. A context that is disposed, or whose worker dies, takes what was stopped with it. To be entered once the page
     has come in: of one that is on its way Chrome stops nothing (seen).
     """
 
@@ -138,9 +138,10 @@ class Posts:
         self._send = send
         self._answered = answered
         self._lock = threading.Lock()
-        self._taken: set[tuple[str, bytes]] = set()
+        self._taken: set[str] = set()
         self._unanswered: dict[str, dict[str, Any]] = {}
         self._left = False
+        self._shut = False
 
     def __enter__(self) -> None:
         session = self._context.session
@@ -154,12 +155,13 @@ class Posts:
             session=session,
         )
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         with self._lock:
-            self._left, cut_off = True, list(self._unanswered.values())
+            cut_off = list(self._unanswered.values())
+            self._left, self._shut = True, failure is not None or bool(cut_off)
         for event in cut_off:
             self._fail(event)
-        if not cut_off:
+        if not self._shut:
             with suppress(CdpFailed):  # the page is gone: so is what was stopped of it
                 self._let_go()
 
@@ -174,19 +176,18 @@ class Posts:
         with self._lock:
             if is_ours := is_post and not self._left:
                 self._unanswered[event["requestId"]] = event
-            is_cut_off = is_post and bool(self._unanswered)
         if is_ours:
             threading.Thread(target=self._post, args=(event,), name="post", daemon=True).start()
-        elif is_cut_off:
+        elif is_post and self._shut:
             self._fail(event)
         else:
             self._tell("Fetch.continueRequest", event)
 
     def _post(self, event: dict[str, Any]) -> None:
         try:
-            request, body = event["request"], self._body(event)
-            self._take(request["url"], body)
-            with self._send(request["url"], self._headers(request), body) as reply:
+            request = event["request"]
+            self._take(request["url"].partition("?")[0])
+            with self._send(request["url"], self._headers(request), self._body(event)) as reply:
                 headers = [
                     {"name": name, "value": value}
                     for name, value in reply.raw.headers.items()
@@ -201,14 +202,13 @@ class Posts:
         ):  # whatever it was: to the page its request has failed, and the crawl judges the page
             self._fail(event)
         with self._lock:
-            if not self._left:
-                del self._unanswered[event["requestId"]]
+            del self._unanswered[event["requestId"]]
 
-    def _take(self, url: str, body: bytes) -> None:
+    def _take(self, address: str) -> None:
         with self._lock:
-            if self._left or (url, body) in self._taken:
+            if self._left or address in self._taken:
                 raise ValueError("posted before, or too late")
-            self._taken.add((url, body))
+            self._taken.add(address)
 
     def _headers(self, request: dict[str, Any]) -> dict[str, str]:
         parts = urlsplit(request["url"])
@@ -220,10 +220,12 @@ class Posts:
         return {**origin, **request["headers"], **({"Cookie": cookies} if cookies else {})}
 
     def _body(self, event: dict[str, Any]) -> bytes:
-        if (data := event["request"].get("postData")) is None:
-            data = self._cdp.call(
-                "Fetch.getRequestPostData", {"requestId": event["requestId"]}, session=self._context.session
-            )["postData"]
+        parts = event["request"].get("postDataEntries")
+        if parts and all("bytes" in part for part in parts):
+            return b"".join(base64.b64decode(part["bytes"]) for part in parts)
+        data = self._cdp.call(
+            "Fetch.getRequestPostData", {"requestId": event["requestId"]}, session=self._context.session
+        )["postData"]
         return str(data).encode()
 
     def _fail(self, event: dict[str, Any]) -> None:

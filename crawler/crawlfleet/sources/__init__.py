@@ -110,7 +110,7 @@ class Crawl(Protocol):
 
         `submit(credentials)` submits it and returns the credentials with the new session; AuthFailed if it was refused.
         Anything else that it raises leaves open whether the password was seen, unless it is `never_sent`: then the
-        account waits for a person (reason LoginInterrupted).
+        account waits for a person (reason LoginInterrupted). Meanwhile a page can post once to each address, no more.
         """
 
     def refresh(self, post: Callable[[Credentials], Credentials]) -> None:
