@@ -154,6 +154,11 @@ class BrowserStorm:
                     self._problem(f"user {user} ({odd}): ok, but not the truth")
             elif not interrupted and (odd is None or verdict not in VERDICTS.get(odd, set())):
                 self._problem(f"user {user} ({odd}): {state}, {verdict}: {fleet.failures(user)}")
+        if self._kills:
+            self._problem(f"the batch was closed before {len(self._kills)} of the kills")
+        kills = self._report.kills.total()
+        if self._report.failures["auth LoginInterrupted"] > SLOTS * kills:
+            self._problem("more logins were interrupted than kills can have hit")
         for worker in fleet.workers:
             late = [e for e in worker.events("crawled") if e["ms"] > (JOB_S + LATE_S) * 1000]
             if late:

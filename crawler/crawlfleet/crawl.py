@@ -82,7 +82,7 @@ class Exit:
 
 
 class LiveCrawl:
-    """Implements `sources.Crawl`. Used by its own thread; `abort` and `extend` by the worker's other threads."""
+    """Implements `sources.Crawl`. Used by its own thread, `_post` by those of its page; `abort` and `extend` by the worker's."""
 
     def __init__(
         self,
@@ -151,18 +151,21 @@ class LiveCrawl:
 
     def request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         self._await_turn()
-        return self._send(method, url, **kwargs)
-
-    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> requests.Response:
-        """For a page: its turn was taken when it was told to post."""
-        self.check()
-        return self._send("POST", url, headers=headers, data=body)
-
-    def _send(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         if self._session is None:
             self._session = open_session(self._connections, self._exit.proxy)
+        return self._send(self._session, method, url, **kwargs)
+
+    def _post(self, url: str, headers: Mapping[str, str], body: bytes) -> requests.Response:
+        """For a page that logs in, in a thread and a session of its own. The turn was taken before the page was told to."""
+        self.check()
+        with open_session(self._connections, self._exit.proxy) as session:
+            response = self._send(session, "POST", url, headers=headers, data=body)
+            response.content  # noqa: B018  read, while the session is open
+            return response
+
+    def _send(self, session: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
         with verdicts(self.check):
-            response = self._session.request(
+            response = session.request(
                 method, url, stream=True, allow_redirects=False, timeout=(CONNECT_S, READ_S), **kwargs
             )
         if response.status_code == 407 and self._exit.proxy is not None:
@@ -215,7 +218,8 @@ class LiveCrawl:
             self._connections.shut()
 
     def close(self) -> None:
-        """Close what is open; the crawl's own thread, at its end."""
+        """Close what is open; the crawl's own thread, at its end. A page's post that is still out ends."""
+        self._connections.shut()
         if self._session is not None:
             self._session.close()
         self._connections.close()

@@ -93,6 +93,6 @@ def _chrome(settings: ChromeSettings, *, is_needed: bool) -> Finding:
     return Finding(
         "chrome",
         True,
-        f"{installation.version} with its chromedriver, ready in {status['launch_s']:.1f} s,"
-        f" {status['memory_mb']:.0f} MB, {wall}",
+        f"{installation.version} with its chromedriver, ready in {status.launch_s:.1f} s,"
+        f" {status.memory_mb:.0f} MB, {wall}",
     )

@@ -45,19 +45,6 @@ CASES: dict[str, Callable[[Rig], list[Figure]]] = {
 }
 NOT_MEASURED = (CrawlfleetError, RuntimeError, CalledProcessError, psycopg.Error)
 
-_PAGE = """
-# Benchmarks
-
-`make bench` measures what the fleet promises and exits 1 if a bar is missed; `make bench BENCH="throughput seed"` runs
-those cases alone, `make bench BENCH="--save docs/benchmarks.md"` writes this page.
-It needs no database: an embedded PostgreSQL with our durable settings (`fsync` and `synchronous_commit` on) runs in a
-temporary folder, with a fresh database a case, and client, workers and server share the cores. Celery runs on a
-redis-server of its own, without persistence, on a Unix socket; `make bench` installs it if it may.
-
-Each case tells the load average before it and the share of the cores that other programs used meanwhile: above a tenth,
-measure again.
-"""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -129,7 +116,7 @@ def _run(name: str, measure: Callable[[Rig], list[Figure]], rig: Rig) -> Result:
 
 def _save(file: Path, on: str, results: list[Result]) -> None:
     said = [f"**{result.case}**{str(result)[len(result.case) :]}" for result in results]
-    file.write_text("\n\n".join([_PAGE.strip(), f"Measured {datetime.now(UTC):%Y-%m-%d} on {on}.", *said]))
+    file.write_text("\n\n".join([f"Measured {datetime.now(UTC):%Y-%m-%d} on {on}.", *said]))
 
 
 if __name__ == "__main__":

@@ -40,13 +40,12 @@ sys.path.append(
 )  # the harness of the tests: a real supervisor, crawls with real pages
 
 from browser_crawl import BrowserCrawl
-from processes import descendants
 from supervised import supervised
 
 from crawlfleet.browser.chrome import Chrome
 from crawlfleet.browser.context import WINDOW
 from crawlfleet.browser.pool import Pool
-from crawlfleet.browser.processes import adopt_orphans
+from crawlfleet.browser.processes import adopt_orphans, descendants, memory_mb
 from crawlfleet.demo.ably.config import AblyConfig
 from crawlfleet.demo.ably.sellers import demo_accounts
 from crawlfleet.demo.ably.shop import AblyShop
@@ -278,17 +277,13 @@ def _watched_pss() -> Iterator[list[float]]:
 
 
 def _chrome_pss_mb() -> float:
-    return sum(_pss_kb(pid) for pid in descendants(multiprocessing.current_process().pid or 0)) / 1024
+    return memory_mb([pid for pid in descendants(os.getpid()) if _is_chrome(pid)])
 
 
-def _pss_kb(pid: int) -> int:
-    try:
-        if not Path(f"/proc/{pid}/comm").read_text().startswith("chrom"):
-            return 0
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+def _is_chrome(pid: int) -> bool:
+    with suppress(OSError):  # it has just ended
+        return Path(f"/proc/{pid}/comm").read_text().startswith("chrom")
+    return False
 
 
 @contextmanager

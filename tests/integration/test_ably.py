@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from browser_crawl import BrowserCrawl
@@ -246,6 +246,18 @@ def test_a_login_whose_reply_is_lost_is_submitted_once(seller: Seller, shop: Wat
     assert ended.reason == "LoginUnclear"
     assert not ended.never_sent
     assert len(shop.seen("login")) == 1
+
+
+def test_a_login_that_could_not_be_sent_may_be_repeated(
+    seller: Seller, shop: WatchedAblyShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise Retry("ConnectFailed", never_sent=True)
+
+    monkeypatch.setattr(BrowserCrawl, "_post", refuse)
+    ended = seller.ending()
+    assert (ended.reason, ended.never_sent) == ("ConnectFailed", True)
+    assert shop.seen("login") == []
 
 
 def test_a_login_whose_reply_comes_too_late_is_submitted_once(

@@ -39,6 +39,11 @@ PAGES = {
     "/pictures": "<title>pictures</title><link rel=icon href=/i.ico><img src=/a.png><img srcset='/s.webp 2x'><picture><source srcset=/p.avif>"
     "<img src=/b.jpg></picture><div style='background:url(/bg.gif)'>x</div><img src=/v.svg><input type=image src=/n.png>"
     "<style>@font-face { font-family: far; src: url(/far.woff2) } p { font-family: far }</style><p>가나다</p><video poster=/poster.jpg>",
+    "/strict": "<title>strict</title>",
+    "/served": "<title>served</title><script>navigator.serviceWorker.register('/posts.js').then(() => navigator.serviceWorker.ready)"
+    ".then(() => { document.title = 'ready' })</script>",
+    "/posts.js": "self.addEventListener('activate', event => event.waitUntil(clients.claim()));"
+    "self.addEventListener('fetch', event => event.respondWith(fetch(event.request)))",
     "/hangs": "<title>hangs</title><script>while (true);</script>",
     "/alert": "<title>alert</title><script>alert('hello')</script>",
     "/opens": "<title>opens</title><a onclick=\"window.open('/opened'); this.textContent = 'opened'\">more</a>",
@@ -55,6 +60,9 @@ def _answer(request: Request) -> Reply:
         return Reply(200, b"PK", headers)
     if request.path == "/cached":
         return Reply(200, b"cached", {"Content-Type": "text/plain", "Cache-Control": "max-age=3600"})
+    if request.path == "/strict":
+        headers = {"Content-Type": "text/html", "Content-Security-Policy": "script-src 'self'"}
+        return Reply(200, PAGES["/strict"].encode(), headers)
     kind = "text/javascript" if request.path.endswith(".js") else "text/html; charset=utf-8"
     return Reply(200, PAGES.get(request.path, "").encode(), {"Content-Type": kind})
 
@@ -129,6 +137,14 @@ def test_settling_returns_the_first_true_value_or_none(open_page: Open, site: Sc
             == "drawn"
         )
         assert page.settle("return false", within_s=0.1) is None
+
+
+def test_a_page_that_forbids_scripts_from_text_is_read_all_the_same(
+    open_page: Open, site: ScriptedShop
+) -> None:
+    with open_page() as page:
+        page.go(site.url + "/strict")
+        assert page.settle("return document.title + arguments[0]", "er", within_s=10) == "stricter"
 
 
 def test_a_likeness_shows_a_page_without_its_words(open_page: Open, site: ScriptedShop) -> None:
@@ -372,9 +388,10 @@ def test_a_post_that_is_not_answered_in_time_never_leaves_chrome(
     with open_page() as page:
         page.go(site.url + "/")
         page.settle(DRAWN, within_s=10)
-        with page.posts_by(send):
+        with suppress(Retry), page.posts_by(send):
             page.read(POST, "secret")
             until(lambda: send.sent, "the post to be taken over")
+            raise Retry("LoginUnclear")
         assert page.settle(SAID, within_s=10) == "failed"
         page.read(POST, "secret")
         assert page.settle(SAID, within_s=10) == "failed"
@@ -398,6 +415,67 @@ def test_what_a_page_posts_again_by_itself_is_not_sent_again(
         assert page.settle(SAID, within_s=10) == "answered"
     assert seen == ["answered", "failed", "answered"]
     assert [body for _, body in send.sent] == [b"secret", "번호".encode()]
+    assert site.paths().count("/login") == 1
+
+
+def test_a_post_that_is_out_when_the_login_has_succeeded_fails_and_later_ones_go_their_way(
+    open_page: Open, site: ScriptedShop, send: HeldSend
+) -> None:
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.settle(DRAWN, within_s=10)
+        with page.posts_by(send):
+            page.read(POST, "counter")
+            until(lambda: send.sent, "the post to be taken over")
+        assert page.settle(SAID, within_s=10) == "failed"
+        assert site.paths() == ["/"]
+        page.read(POST, "later", "/orders")
+        assert page.settle(SAID, within_s=10) == "answered"
+    assert site.paths() == ["/", "/orders"]
+
+
+@pytest.mark.parametrize("body", ["null", "new Uint8Array([0, 255, 10])"], ids=["none", "binary"])
+def test_a_post_is_sent_as_the_page_made_it(
+    open_page: Open, site: ScriptedShop, send: HeldSend, body: str
+) -> None:
+    send.may_answer.set()
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.settle(DRAWN, within_s=10)
+        with page.posts_by(send):
+            page.read(POST.replace("arguments[0]", body))
+            assert page.settle(SAID, within_s=10) == "answered"
+    assert [sent for _, sent in send.sent] == [{"null": b""}.get(body, b"\x00\xff\n")]
+
+
+def test_a_post_of_a_page_with_a_service_worker_is_taken_over_too(
+    open_page: Open, site: ScriptedShop, send: HeldSend
+) -> None:
+    """Chrome would show the worker's request to nobody, and post it again by itself."""
+    send.may_answer.set()
+    with open_page() as page:
+        page.go(site.url + "/served")
+        page.settle("return document.title === 'ready' && navigator.serviceWorker.controller", within_s=10)
+        with page.posts_by(send):
+            page.read(POST, "secret")
+            assert page.settle(SAID, within_s=10) == "answered"
+    assert len(send.sent) == 1
+    assert "/login" not in site.paths()
+
+
+def test_a_page_behind_a_proxy_posts_by_the_worker_too(
+    open_page: Open, site: ScriptedShop, send: HeldSend
+) -> None:
+    send.may_answer.set()
+    with HttpProxy("seoul", ("user", "secret")) as proxy, open_page(proxy.url) as page:
+        page.go(site.url + "/")
+        page.settle(DRAWN, within_s=10)
+        with page.posts_by(send):
+            page.read(POST, "secret")
+            assert page.settle(SAID, within_s=10) == "answered"
+        assert len(send.sent) == 1
+        page.read(POST, "later")
+        assert page.settle(SAID, within_s=10) == "answered"
     assert site.paths().count("/login") == 1
 
 

@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 from crawlfleet.local.chrome import LocalChrome
 chrome = LocalChrome(Path(sys.argv[1]))
-while not chrome.status().get("ready"):
+while not ((status := chrome.status()) and status.ready):
     time.sleep(0.02)
 print("ready", flush=True)
 time.sleep(600)
@@ -44,7 +44,7 @@ def _temporary_folders_here(open_dir: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def chrome(open_dir: Path) -> Iterator[LocalChrome]:
     made = LocalChrome(open_dir / "log")
     try:
-        until(lambda: made.status().get("ready"), "Chrome to be ready")
+        until(lambda: (status := made.status()) and status.ready, "Chrome to be ready")
         yield made
     finally:
         made.end()
@@ -75,7 +75,7 @@ def test_a_dead_supervisor_is_replaced_at_the_same_address(chrome: LocalChrome, 
 
     os.kill(pid, signal.SIGKILL)
 
-    until(lambda: tended(chrome).status().get("generation") == 2, "a new one")
+    until(lambda: (status := tended(chrome).status()) and status.generation == 2, "a new one")
     assert not watch.survivors()
     assert chrome.url == url
     assert len(folders(open_dir)) == 1
@@ -127,7 +127,7 @@ def test_one_that_cannot_run_is_not_tried_again(open_dir: Path, monkeypatch: pyt
 
 
 def test_a_trial_leaves_nothing(open_dir: Path) -> None:
-    assert try_out()["ready"]
+    assert try_out().ready
 
     assert not list(open_dir.iterdir())
     assert not [pid for pid in descendants(os.getpid()) if is_supervisor(pid)]

@@ -13,25 +13,22 @@ from crawlfleet.errors import AuthFailed, BadInput, Blocked, Bug, CrawlEnded, Re
 from crawlfleet.sources import load_adapter
 from crawlfleet.sources.ably import PASSES, Ably, Pass, read_pages, read_until_agreed
 
-ORDERS, HOME = "/seller/order_items/", "/dashboard"
+ORDERS = "/seller/order_items/"
 
 
 class FakeAdmin:
-    """An order API of pages, and a home that shows whether the session lives."""
+    """An order API of pages."""
 
     def __init__(self, *pages: list[int]) -> None:
         self.pages = list(pages)
-        self.alive = True
         self.override: Reply | None = None
 
     def __call__(self, request: Request) -> Reply:
-        if request.path == HOME:
-            return html_reply() if self.alive else html_reply(302, {"Location": "/login"})
         if self.override is not None:
             return self.override
-        numbers = self.pages[int(request.query["page"]) - 1] if self.alive and self.pages else []
+        numbers = self.pages[int(request.query["page"]) - 1]
         items = [{"sno": number, "goods_name": "옷"} for number in numbers]
-        return json_reply({"order_items": items, "max_page_number": len(self.pages) if self.alive else 0})
+        return json_reply({"order_items": items, "max_page_number": len(self.pages)})
 
 
 @pytest.fixture
@@ -146,18 +143,6 @@ def test_a_list_of_one_page_is_read_once(crawl: DirectCrawl, shop: ScriptedShop,
     admin.pages = [[1]]
     read(crawl)
     assert shop.paths() == [ORDERS]
-
-
-def test_an_empty_shop_is_empty_only_with_a_living_session(crawl: DirectCrawl, admin: FakeAdmin) -> None:
-    admin.pages = []
-    assert read(crawl) == {}
-
-
-def test_an_empty_page_after_a_silent_logout_is_no_empty_shop(crawl: DirectCrawl, admin: FakeAdmin) -> None:
-    admin.alive = False
-    ended = ending(crawl)
-    assert isinstance(ended, AuthFailed)
-    assert ended.reason == "SessionExpired"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from crawlfleet.sources.ably_pages import (
     classify_reply,
     ending,
     login_ending,
+    login_status,
     orders_of,
 )
 
@@ -175,3 +176,31 @@ def test_a_login_that_was_not_judged_does_not_count(status: int, reason: str) ->
     ended = login_ending(Sight.FAILED, Facts(login=True, load_error=True), status)
     assert ended is not None
     assert (ended.reason, ended.never_sent) == (reason, True)
+
+
+LOST, NEVER_SENT = Retry("ConnectionLost"), Retry("ConnectFailed", never_sent=True)
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [
+        ([], 0),
+        ([503], 503),
+        ([429, 429], 429),
+        ([401, 503], 0),
+        ([0, 503], 0),
+        ([LOST], 0),
+        ([NEVER_SENT, 200], 0),
+    ],
+    ids=str,
+)
+def test_the_answer_to_a_login_is_believed_if_nothing_else_was_answered(
+    answers: list[int | CrawlEnded], status: int
+) -> None:
+    """A counter of visitors that is down, beside a password that was refused, must not look like a login that never was."""
+    assert login_status(answers) == status
+
+
+def test_a_login_that_never_left_is_told_as_such() -> None:
+    with pytest.raises(Retry, match="ConnectFailed"):
+        login_status([NEVER_SENT, NEVER_SENT])

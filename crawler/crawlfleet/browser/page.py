@@ -29,7 +29,8 @@ from selenium.webdriver.remote.webdriver import WebDriver
 
 from crawlfleet.browser.cdp import Cdp, CdpFailed, CdpLate
 from crawlfleet.browser.chrome import ask
-from crawlfleet.browser.context import Context, Posts, Send
+from crawlfleet.browser.context import Context
+from crawlfleet.browser.posts import Answers, Posts, Send
 from crawlfleet.errors import Bug, Crashed, CrawlEnded, Retry
 from crawlfleet.metrics import COMMAND_TIMEOUTS
 from crawlfleet.sources.http import Connections, known_pools, proxy_refused
@@ -118,7 +119,7 @@ class Page:
         self._context = context
         self._turn = turn
         self._check = check
-        self.posted: list[int] = []
+        self.posted: Answers = {}
 
     def go(self, url: str) -> None:
         self._turn()
@@ -153,7 +154,7 @@ class Page:
         with self._verdicts():
             try:
                 return self.driver.execute_async_script(
-                    _SETTLE, script, list(arguments), round(within_s * 1000)
+                    _SETTLE.replace("/*LOOK*/", script), list(arguments), round(within_s * 1000)
                 )
             except TimeoutException:  # chromedriver says so, at once, of a script whose page has gone
                 if time.monotonic() - began < within_s:

@@ -166,8 +166,11 @@ class Pool:
             finally:
                 disposed = dispose(cdp, context.context)
                 cdp.forget(context.session)
-                if driver is None or not quit_session(status.webdriver, driver) or not disposed:
-                    self._soiled = True
+                is_clean = driver is not None and quit_session(status.webdriver, driver) and disposed
+                with (
+                    self._lock
+                ):  # a crawl of a Chrome that was replaced meanwhile says nothing of the new one
+                    self._soiled |= cdp is self._cdp and not is_clean
 
     def _is_used(self, status: Status) -> bool:
         """Whether an earlier worker has left something behind."""

@@ -12,12 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import requests
 
 from crawlfleet.browser import home
-from crawlfleet.browser.chrome import ask
+from crawlfleet.browser.chrome import Chrome
+from crawlfleet.browser.health import Status
 from crawlfleet.child import spawn
 from crawlfleet.errors import BadConfiguration, ChromeUnusable, CrawlfleetError
 from crawlfleet.local.restarts import Restarts, tail
@@ -26,7 +24,6 @@ END_S = 3.0
 """The supervisor needs less than 2 s to end Chrome."""
 FINAL = (BadConfiguration.exit_code, ChromeUnusable.exit_code)
 LOG_LINES = 15
-ANSWER_S = 1.0
 TRIAL_S = 30.0
 TRIAL_POLL_S = 0.05
 
@@ -56,13 +53,9 @@ class LocalChrome:
         if self._restarts.is_due():
             self._process = self._start()
 
-    def status(self) -> dict[str, Any]:
-        """What it says of itself; empty while nobody answers."""
-        try:
-            found: dict[str, Any] = ask("GET", f"{self.url}/status", ANSWER_S).json()
-        except requests.RequestException:
-            return {}
-        return found
+    def status(self) -> Status | None:
+        """What it says of itself; None while nobody answers."""
+        return Chrome(self.url).status()
 
     def drain(self) -> None:
         """Nobody needs it any more: it may end. It is not restarted."""
@@ -100,7 +93,7 @@ class LocalChrome:
         }
 
 
-def try_out() -> dict[str, Any]:
+def try_out() -> Status:
     """Launch one for a moment: its status when it was ready. Raises CrawlfleetError if it does not come up."""
     with tempfile.NamedTemporaryFile(prefix="crawlfleet-chrome-", suffix=".log") as log:
         chrome = LocalChrome(Path(log.name))
@@ -110,12 +103,12 @@ def try_out() -> dict[str, Any]:
             chrome.end()
 
 
-def _await_ready(chrome: LocalChrome) -> dict[str, Any]:
+def _await_ready(chrome: LocalChrome) -> Status:
     give_up_at = time.monotonic() + TRIAL_S
-    while not (status := chrome.status()).get("ready"):
+    while not ((status := chrome.status()) and status.ready):
         chrome.tend()
         if time.monotonic() > give_up_at:
-            why = status.get("why", "it does not answer")
+            why = status.why if status else "it does not answer"
             raise ChromeUnusable(f"Chrome was not ready within {TRIAL_S:.0f} s: {why}")
         time.sleep(TRIAL_POLL_S)
     return status

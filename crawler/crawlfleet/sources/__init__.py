@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import requests
 
-from crawlfleet.errors import BadInput
+from crawlfleet.errors import BadInput, CrawlEnded
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver  # half a second, and most processes need none
@@ -42,8 +42,9 @@ class Page(Protocol):
     driver: WebDriver
     """Ordinary Selenium on the page's one window. What it raises is no verdict yet: prefer the methods."""
 
-    posted: list[int]
-    """The status of each reply to what the page posted while a login was under way."""
+    posted: dict[str, int | CrawlEnded]
+    """What became of each post while a login was under way: the status of its reply, the verdict that it failed with, or
+    0 while there is neither."""
 
     def go(self, url: str) -> None:
         """Navigate, at the egress's pace. Returns when the document is there; its scripts may still draw."""

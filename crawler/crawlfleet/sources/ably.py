@@ -7,6 +7,7 @@ through `Crawl.login` alone, which does it once; the session that it gave is use
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.resources import files
@@ -26,6 +27,7 @@ from crawlfleet.sources.ably_pages import (
     classify_reply,
     ending,
     login_ending,
+    login_status,
     orders_of,
 )
 from crawlfleet.sources.options import check_known, whole_number
@@ -87,16 +89,16 @@ class Ably:
             yield Item("order_item", sno, row)
 
     def _read_dom(self, crawl: Crawl) -> Rows:
-        with crawl.browse() as page:
-            return Admin(crawl, page, self._selectors, self._paths, self._days).read()
+        with self._admin(crawl) as admin:
+            return admin.read()
 
     def _read_http(self, crawl: Crawl) -> Rows:
-        def log_in() -> None:
-            _need_password(crawl)
-            with crawl.browse() as page:
-                Admin(crawl, page, self._selectors, self._paths, self._days).log_in()
+        return Api(crawl, self._paths, self._days, self._admin).read()
 
-        return Api(crawl, self._paths, self._days, log_in).read()
+    @contextmanager
+    def _admin(self, crawl: Crawl) -> Iterator[Admin]:
+        with crawl.browse() as page:
+            yield Admin(crawl, page, self._selectors, self._paths, self._days)
 
 
 def _texts(options: Mapping[str, Any], name: str, known: Iterable[str]) -> dict[str, str]:
@@ -181,11 +183,15 @@ class Admin:
 
     def read(self) -> Rows:
         """All orders of the window; logs in if there is no living session."""
-        if token := self._crawl.credentials.get("token"):
-            self._page.set_cookie(self._base, COOKIE, token)
+        if self._crawl.credentials.get("token"):
+            self.enter()
         else:
             self.log_in()
         return read_until_agreed(lambda: read_pages(self._read_page))
+
+    def enter(self) -> None:
+        """Go on with the session that the account has."""
+        self._page.set_cookie(self._base, COOKIE, self._crawl.credentials["token"])
 
     def log_in(self) -> None:
         """Log in by the page, and keep the session. Raises AuthFailed without a password, or if it was refused."""
@@ -208,7 +214,7 @@ class Admin:
             raise
         self._page.press(s.submit)
         facts = self._look(LEFT_LOGIN, LOGIN_S)
-        status = self._page.posted[-1] if self._page.posted else 0
+        status = login_status(list(self._page.posted.values()))
         refused, token = login_ending(classify(facts), facts, status), self._page.cookie(COOKIE)
         if refused is not None and (isinstance(refused, AuthFailed) or refused.never_sent):
             raise refused
@@ -223,9 +229,9 @@ class Admin:
 
     def _first_page(self) -> Facts:
         facts = self._visit(self._paths.orders, {**self._window, "page": "1"}, page_no=1)
-        if facts.login or facts.expired or classify(facts) is Sight.EXPIRED:
+        if facts.login or classify(facts) is Sight.EXPIRED:
             return self._again_after_login(facts)
-        if classify(facts) is Sight.EMPTY and not self._is_alive():
+        if classify(facts) is Sight.EMPTY and not self.is_alive():
             return self._again_after_login(facts)
         return self._orders(facts)
 
@@ -238,7 +244,7 @@ class Admin:
         self.log_in()
         return self._first_page()
 
-    def _is_alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the session still lives: an empty list after a silent logout looks like an empty shop."""
         facts = self._visit(self._paths.home)
         if classify(facts) is Sight.HOME:
@@ -300,15 +306,20 @@ class Admin:
 
 
 class Api:
-    """One seller's JSON API, by the session's token."""
+    """One seller's JSON API, by the session's token. The pages are opened for a login, and to see whether a session lives."""
 
-    def __init__(self, crawl: Crawl, paths: Paths, days: int, log_in: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        crawl: Crawl,
+        paths: Paths,
+        days: int,
+        browse: Callable[[Crawl], AbstractContextManager[Admin]],
+    ) -> None:
         self._crawl = crawl
-        self._paths = paths
         self._base = crawl.base_url or OFFICIAL_URL
         self._orders = urljoin(crawl.base_url or OFFICIAL_API, paths.api_orders)
         self._window = _window(crawl, days)
-        self._log_in = log_in
+        self._browse = browse
         self._logged_in = False
 
     def read(self) -> Rows:
@@ -320,8 +331,10 @@ class Api:
     def _renew_session(self) -> None:
         if self._logged_in:
             raise Retry("LoggedOut", "the shop ended the session right after its login")
+        _need_password(self._crawl)
         self._logged_in = True
-        self._log_in()
+        with self._browse(self._crawl) as admin:
+            admin.log_in()
 
     def _read_page(self, number: int) -> tuple[Rows, int]:
         params = {**self._window, "page": str(number), "per_page": str(PER_PAGE)}
@@ -343,11 +356,9 @@ class Api:
         return None if judged is Sight.EXPIRED else content
 
     def _is_alive(self) -> bool:
-        """Whether the session still lives: the page of the seller leads to the login if it does not."""
-        token = self._crawl.credentials["token"]
-        headers = {**self._headers(), "Cookie": f"{COOKIE}={token}"}
-        with self._crawl.request("GET", urljoin(self._base, self._paths.home), headers=headers) as response:
-            return response.status_code == 200 and b"password" not in Body(response).read_head()
+        with self._browse(self._crawl) as admin:
+            admin.enter()
+            return admin.is_alive()
 
     def _headers(self) -> dict[str, str]:
         return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -103,7 +103,6 @@ class Facts:
 
 
 LOOK = files(__package__).joinpath("ably_look.js").read_text()
-"""The page at one glance, with its rows; closes pop-ups first. Argument: the selectors, and `api_orders`."""
 
 
 _SECONDS = re.compile(r"(\d{1,5}) ?초")
@@ -190,6 +189,15 @@ def ending(sight: Sight, facts: Facts) -> CrawlEnded | None:
 def _wait_s(facts: Facts) -> float:
     hint = _SECONDS.search(facts.text)
     return float(hint[1]) if hint else THROTTLED_S
+
+
+def login_status(answers: Sequence[int | CrawlEnded]) -> int:
+    """How the shop answered a login, if all that the page posted was answered alike: nobody knows which post was the login.
+    0 otherwise. Raises the verdict by which no post left."""
+    first = answers[0] if answers else 0
+    if isinstance(first, CrawlEnded) and all(isinstance(a, CrawlEnded) and a.never_sent for a in answers):
+        raise first
+    return first if isinstance(first, int) and set(answers) == {first} else 0
 
 
 def login_ending(sight: Sight, facts: Facts, status: int = 0) -> CrawlEnded | None:

@@ -40,9 +40,11 @@ class Connections:
         """Remember a connection by a duplicate of its descriptor, which survives TLS wrapping."""
         with self._lock:
             duplicate = socket.socket(fileno=os.dup(sock.fileno()))
-            self._sockets.append(duplicate)
             if self._shut:
                 _shut(duplicate)
+                duplicate.close()
+            else:
+                self._sockets.append(duplicate)
 
     def shut(self) -> None:
         """End every read and write under way, and every later one."""
