@@ -38,7 +38,8 @@ PAGES: dict[str, dict[str, Any]] = {
 """What a seller's page does, for as long as the storm lasts."""
 READABLE = {"huge", "alert"}
 KILLS = ("chromium", "chromedriver", "worker")
-VERDICTS = {"hang": {"retry"}, "crash": {"crashed"}, "download": {"bug"}, "redirect": {"retry"}}
+VERDICTS = {"hang": {"retry", "crashed"}, "crash": {"crashed"}, "download": {"bug"}, "redirect": {"retry"}}
+"""A page that hangs is there for so long that kills may use up its budget of crashes before."""
 
 _WORKER = f"""
 import sys
@@ -113,8 +114,8 @@ class BrowserStorm:
         next_at = next(due)
         while fleet.scalar("select state from batch") != "closed":
             done = fleet.scalar("select count(*) from task where state in ('ok', 'dead')")
-            if self._kills and done >= next_at:
-                self._kill(self._kills.pop(), chromes, workers)
+            if self._kills and done >= next_at and self._has_killed(self._kills[-1], chromes, workers):
+                self._report.kills[self._kills.pop()] += 1
                 next_at = next(due)
             for number in [
                 n for n, worker in enumerate(workers) if not worker.is_alive() and worker.exit_code() != 0
@@ -132,14 +133,16 @@ class BrowserStorm:
             at += step * self._random.uniform(0.5, 1.4)
             yield at
 
-    def _kill(self, what: str, chromes: list[Supervised], workers: list[WorkerProcess]) -> None:
+    def _has_killed(self, what: str, chromes: list[Supervised], workers: list[WorkerProcess]) -> bool:
+        """False if it would hit what is just being started."""
         number = self._random.randrange(WORKERS)
-        self._report.kills[what] += 1
         if what == "worker":
             workers[number].kill()
-        else:
-            chromes[number].ready()
-            os.kill(chromes[number].pid_of(what), signal.SIGKILL)
+            return True
+        if not chromes[number].status().get("ready"):
+            return False
+        os.kill(chromes[number].pid_of(what), signal.SIGKILL)
+        return True
 
     def _judge(self, fleet: Fleet, shop: WatchedAblyShop) -> None:
         tasks, items = fleet.tasks(), fleet.items()
