@@ -246,7 +246,7 @@ class LiveCrawl:
         self._refreshing_until = self._clock() + POST_S
         try:
             # Asked after it was said, and `abort` the other way round: one of the two notices the other.
-            if self._ending is not None or self._clock() >= self._stop_at:
+            if self._ending is not None or self._clock() >= min(self._stop_at, self._deadline):
                 raise Interrupted(
                     "NotSent", "the worker had to stop before the refresh was sent", never_sent=True
                 )

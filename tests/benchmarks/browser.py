@@ -40,7 +40,7 @@ sys.path.append(
 )  # the harness of the tests: a real supervisor, crawls with real pages
 
 from browser_crawl import BrowserCrawl
-from supervised import supervised
+from supervised import Supervised, supervised
 
 from crawlfleet.browser.chrome import Chrome
 from crawlfleet.browser.context import WINDOW
@@ -97,15 +97,12 @@ def measure(rig: Rig) -> list[Figure]:
     with _shop(SHORT) as url, _shop(LONG) as long_url:
         chromium = _cost("chromium", _own_chromium(url))
         shell = _cost("shell", _own_shell(url))
-        with supervised(rig.folder / "chrome") as chrome:
-            chrome.ready()
-            pool = Pool(Chrome(chrome.url), recycle_jobs=10**9, recycle_age_s=10**9)
-            pool.start(threading.Event().wait)
+        with _chrome(rig.folder / "chrome") as (_, pool):
             dom = _cost("dom", _product(pool, url, "dom"))
             long = _cost("long", _product(pool, long_url, "dom"), config=LONG)
             http = _cost("http", _product(pool, url, "http"), logged_in=True)
+        with _chrome(rig.folder / "fresh") as (chrome, pool):
             soon_mb, later_mb = _growth(chrome.ready, _product(pool, url, "dom"))
-            pool.close()
     return [
         _times("dom, jobs/s against a new Chromium a job", dom, chromium, 4),
         at_most(
@@ -120,6 +117,17 @@ def measure(rig: Rig) -> list[Figure]:
         told("three pages instead of one, in two passes", f"{long} (dom)"),
         told("CPU a job", f"{dom.cpu_s:.2f} s (dom), {http.cpu_s * 1000:.0f} ms (http)", f"{chromium.cpu_s:.2f} s (Chromium), {shell.cpu_s:.2f} s (headless-shell)"),
     ]  # fmt: skip
+
+
+@contextmanager
+def _chrome(folder: Path) -> Iterator[tuple[Supervised, Pool]]:
+    """A fresh one that is never recycled."""
+    with supervised(folder) as chrome:
+        chrome.ready()
+        pool = Pool(Chrome(chrome.url), recycle_jobs=10**9, recycle_age_s=10**9)
+        pool.start(threading.Event().wait)
+        yield chrome, pool
+        pool.close()
 
 
 def _times(name: str, ours: Cost, theirs: Cost, bar: float) -> Figure:

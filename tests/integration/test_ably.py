@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 from browser_crawl import BrowserCrawl
 from fleet import Fleet, WatchedAblyShop, WorkerProcess, until
+from http_proxy import HttpProxy
 from supervised import Supervised
 
 from crawlfleet.browser.pool import Pool
@@ -148,10 +149,10 @@ def test_orders_that_vanish_meanwhile_hide_none_in_the_end(
 @pytest.mark.parametrize(
     ("strategy", "trap", "verdict", "reason"),
     [
-        ("dom", "wall_302", Retry, "LoggedOut"),
-        ("dom", "wall_200", Retry, "LoggedOut"),
-        ("dom", "api_401", Retry, "LoggedOut"),
-        ("dom", "silent_logout", Retry, "LoggedOut"),
+        ("dom", "wall_302", AuthFailed, "LoginLoop"),
+        ("dom", "wall_200", AuthFailed, "LoginLoop"),
+        ("dom", "api_401", AuthFailed, "LoginLoop"),
+        ("dom", "silent_logout", AuthFailed, "LoginLoop"),
         ("dom", "revoke_mid_job", Retry, "LoggedOut"),
         ("dom", "maintenance", Throttled, "Maintenance"),
         ("dom", "maintenance_200", Throttled, "Maintenance"),
@@ -163,11 +164,11 @@ def test_orders_that_vanish_meanwhile_hide_none_in_the_end(
         ("dom", "download", Bug, "NoPage"),
         ("dom", "endless_redirect", Retry, "Redirected"),
         ("dom", "crash_renderer", Crashed, "TabCrashed"),
-        ("http", "api_401", Retry, "LoggedOut"),
-        ("http", "silent_logout", Retry, "LoggedOut"),
+        ("http", "api_401", AuthFailed, "LoginLoop"),
+        ("http", "silent_logout", AuthFailed, "LoginLoop"),
         ("http", "always_429", Throttled, "TooManyRequests"),
         ("http", "error_in_200", Bug, "UnexpectedReply"),
-        ("http", "html_200", Retry, "LoggedOut"),
+        ("http", "html_200", AuthFailed, "LoginLoop"),
         ("http", "empty_body", Bug, "UnexpectedReply"),
         ("http", "unknown_reply", Bug, "UnexpectedReply"),
     ],
@@ -354,6 +355,33 @@ def test_a_worker_killed_at_any_step_of_a_login_never_submits_a_password_again(
     dead = {f"demo{user}" for user, (state, _) in hasty.tasks().items() if state == "dead"}
     assert dead == {gates[step].held[0].account for step, state in STEPS.items() if state == "dead"}
     assert {("crashed", "WorkerLost"), ("auth", "LoginInterrupted")} <= hasty.all_failures()
+
+
+@pytest.mark.parametrize("way_out", ["direct", "proxy"])
+def test_a_login_whose_reply_is_lost_is_not_submitted_again_by_any_worker(
+    fleet: Fleet, shop: WatchedAblyShop, chrome_url: str, way_out: str
+) -> None:
+    shop.switch(lose_login_reply=True)
+    with HttpProxy("seoul", ("user", "secret")) as proxy:
+        egresses = {"proxies": {"seoul": proxy.url}} if way_out == "proxy" else {}
+        fleet.ably(shop, users=[USER], **egresses)
+        fleet.plan()
+        assert start(fleet, chrome_url).exit_code() == 0
+    assert fleet.tasks() == {USER: ("dead", "auth")}
+    assert fleet.failures(USER) == [("auth", "LoginInterrupted")]
+    assert len(shop.seen("login")) == 1
+
+
+@BOTH
+def test_a_shop_that_ends_each_session_at_once_sees_the_password_once(
+    fleet: Fleet, shop: WatchedAblyShop, chrome_url: str, strategy: Strategy
+) -> None:
+    shop.switch(wall_302=True, api_401=True)
+    fleet.ably(shop, users=[USER], options={"strategy": strategy}, budgets={"retry": 2})
+    fleet.plan()
+    assert start(fleet, chrome_url).exit_code() == 0
+    assert fleet.failures(USER) == [("auth", "LoginLoop")]
+    assert len(shop.seen("login")) == 1
 
 
 def test_a_login_that_is_drained_out_is_finished_first(

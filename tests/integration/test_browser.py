@@ -500,7 +500,7 @@ def test_a_post_that_was_taken_over_ends_with_its_worker(
     chrome: Supervised, pool: Pool, open_page: Open, site: ScriptedShop, send: HeldSend
 ) -> None:
     """Chrome sends what was stopped once nobody stops it any more; the pages have to be gone before."""
-    with ExitStack() as pages, suppress(Crashed):
+    with suppress(Crashed), ExitStack() as pages:
         for number in range(8):
             page = pages.enter_context(open_page())
             page.go(site.url + "/")
@@ -510,6 +510,7 @@ def test_a_post_that_was_taken_over_ends_with_its_worker(
         until(lambda: len(send.sent) == 8, "the posts to be taken over")
         pool.close()
         until(lambda: contexts(chrome) == 0, "the pages to be gone")
+    assert len(send.sent) == 8
     assert "/login" not in site.paths()
 
 

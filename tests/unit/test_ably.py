@@ -199,6 +199,16 @@ def test_passes_are_repeated_until_two_agree(seen: list[list[str]], wanted: list
     assert list(read_until_agreed(passes(*seen))) == wanted
 
 
+def test_a_list_that_loses_its_pages_is_read_once_more() -> None:
+    seen = [
+        Pass({"3": {}, "2": {}, "1": {}}, 2, True),
+        Pass({}, 1, True),
+        Pass({"3": {}, "2": {}, "1": {}}, 2, True),
+    ]
+    seen.append(seen[-1])
+    assert list(read_until_agreed(lambda: seen.pop(0))) == ["3", "2", "1"]
+
+
 def test_a_list_that_never_rests_is_read_again_later() -> None:
     with pytest.raises(Retry, match="ListMoved"):
         read_until_agreed(passes(*[[str(n)] for n in range(PASSES + 1)]))

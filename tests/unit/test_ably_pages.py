@@ -178,6 +178,14 @@ def test_a_login_that_was_not_judged_does_not_count(status: int, reason: str) ->
     assert (ended.reason, ended.never_sent) == (reason, True)
 
 
+@pytest.mark.parametrize("status", [403, 429, 503])
+@pytest.mark.parametrize("sight", [Sight.REFUSED, Sight.CAPTCHA, Sight.TWO_FACTOR])
+def test_a_login_that_needs_a_person_does_so_whatever_its_status(sight: Sight, status: int) -> None:
+    ended = login_ending(sight, Facts(login=True), status)
+    assert isinstance(ended, AuthFailed)
+    assert not ended.never_sent
+
+
 LOST, NEVER_SENT = Retry("ConnectionLost"), Retry("ConnectFailed", never_sent=True)
 
 

@@ -7,7 +7,9 @@ are Korean, in Seoul, and without images is Chrome's own setting (`launch.chrome
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -31,8 +33,8 @@ class Context:
     refused: threading.Event
 
 
-def open_context(cdp: Cdp, proxy: str | None) -> Context:
-    """A fresh context that leaves by `proxy` (a URL, credentials and all). Raises CdpFailed."""
+def open_context(cdp: Cdp, proxy: str | None, check: Callable[[], None] = lambda: None) -> Context:
+    """A fresh context that leaves by `proxy` (a URL, credentials and all). Raises CdpFailed, and what `check` raises."""
     wanted: dict[str, Any] = {"disposeOnDetach": True}
     if proxy:
         parts = urlsplit(proxy)
@@ -43,8 +45,8 @@ def open_context(cdp: Cdp, proxy: str | None) -> Context:
         }
     context = cdp.call("Target.createBrowserContext", wanted)["browserContextId"]
     try:
-        return _open_page(cdp, context, proxy)
-    except CdpFailed:
+        return _open_page(cdp, context, proxy, partial(cdp.call, check=check))
+    except BaseException:
         dispose(cdp, context)
         raise
 
@@ -58,13 +60,13 @@ def dispose(cdp: Cdp, context: str) -> bool:
     return True
 
 
-def _open_page(cdp: Cdp, context: str, proxy: str | None) -> Context:
-    target = cdp.call("Target.createTarget", {"url": "about:blank", "browserContextId": context, **WINDOW})[
+def _open_page(cdp: Cdp, context: str, proxy: str | None, call: Callable[..., dict[str, Any]]) -> Context:
+    target = call("Target.createTarget", {"url": "about:blank", "browserContextId": context, **WINDOW})[
         "targetId"
     ]
-    session = cdp.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-    cdp.call("Browser.setDownloadBehavior", {"behavior": "deny", "browserContextId": context})
-    cdp.call("Page.enable", session=session)
+    session = call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+    call("Browser.setDownloadBehavior", {"behavior": "deny", "browserContextId": context})
+    call("Page.enable", session=session)
     cdp.on("Page.javascriptDialogOpening", session, lambda _: _dismiss(cdp, session))
     opened = Context(context, target, session, bool(proxy), threading.Event())
     if proxy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
@@ -30,7 +30,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from crawlfleet.browser.cdp import Cdp, CdpFailed, CdpLate
 from crawlfleet.browser.chrome import ask
 from crawlfleet.browser.context import Context
-from crawlfleet.browser.posts import Answers, Posts, Send
+from crawlfleet.browser.posts import Answer, Posts, Send
 from crawlfleet.errors import Bug, Crashed, CrawlEnded, Retry
 from crawlfleet.metrics import COMMAND_TIMEOUTS
 from crawlfleet.sources.http import Connections, known_pools, proxy_refused
@@ -40,6 +40,7 @@ SCRIPT_S = 22.0
 COMMAND_S = 25.0
 """Longer than a script may take: past it chromedriver itself is stuck, mostly behind a page that hangs."""
 STUCK = "DriverStuck"
+HANGS_S = 1.0
 _SETTLE = files(__package__).joinpath("settle.js").read_text()
 _REDACT = files(__package__).joinpath("redact.js").read_text()
 QUIT_S = 1.5
@@ -119,7 +120,7 @@ class Page:
         self._context = context
         self._turn = turn
         self._check = check
-        self.posted: Answers = {}
+        self._posts: Posts | None = None
 
     def go(self, url: str) -> None:
         self._turn()
@@ -138,9 +139,8 @@ class Page:
 
     def press(self, css: str) -> None:
         self._turn()
-        if not self.read(
-            "const e = document.querySelector(arguments[0]); e && e.click(); return Boolean(e)", css
-        ):
+        script = "const e = document.querySelector(arguments[0]); e && e.click(); return Boolean(e)"
+        if self.read(script, css) is False:  # None: an alert cut the script short, after the click perhaps
             raise Bug("NothingToPress", f"the page has no {css}", never_sent=True)
 
     def read(self, script: str, *arguments: Any) -> Any:
@@ -163,29 +163,33 @@ class Page:
 
     def set_cookie(self, url: str, name: str, value: str) -> None:
         with self._verdicts():
-            self._cdp.call(
-                "Network.setCookie", {"url": url, "name": name, "value": value}, session=self._context.session
-            )
+            self._call("Network.setCookie", url=url, name=name, value=value)
 
     def delete_cookie(self, url: str, name: str) -> None:
         with self._verdicts():
-            self._cdp.call("Network.deleteCookies", {"url": url, "name": name}, session=self._context.session)
+            self._call("Network.deleteCookies", url=url, name=name)
 
     def cookie(self, name: str) -> str | None:
         with self._verdicts():
             found = self.driver.get_cookie(name)
         return None if found is None else str(found["value"])
 
-    def posts_by(self, send: Send) -> AbstractContextManager[None]:
+    @contextmanager
+    def posts_by(self, send: Send) -> Iterator[None]:
         """While entered, what this page posts is sent by `send`, once."""
-        return Posts(self._cdp, self._context, send, self.posted)
+        self._posts = Posts(self._cdp, self._context, send, self._check)
+        with ExitStack() as entered:
+            with self._verdicts():
+                entered.enter_context(self._posts)
+            yield
+
+    def answers(self) -> list[Answer]:
+        return self._posts.seal() if self._posts else []
 
     def likeness(self) -> tuple[str, bytes]:
         with self._verdicts():
             html = str(self.driver.execute_script(_REDACT))
-            shot = self._cdp.call(
-                "Page.captureScreenshot", {"format": "jpeg", "quality": 40}, session=self._context.session
-            )
+            shot = self._call("Page.captureScreenshot", format="jpeg", quality=40)
         return html, base64.b64decode(shot["data"])
 
     @contextmanager
@@ -201,9 +205,14 @@ class Page:
                 ) from None
             raise
 
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._cdp.call(method, params, session=self._context.session, check=self._check)
+
     def _hangs(self) -> bool:
         try:
-            self._cdp.call("Runtime.evaluate", {"expression": "1"}, session=self._context.session)
+            self._cdp.call(
+                "Runtime.evaluate", {"expression": "1"}, session=self._context.session, timeout_s=HANGS_S
+            )
         except CdpLate:
             return True
         except CdpFailed:

@@ -128,7 +128,7 @@ class Pool:
         cdp, status = self._begin()
         try:
             with verdicts(check):
-                context = open_context(cdp, proxy)
+                context = open_context(cdp, proxy, check)
             with self._attached(cdp, status, context, connections, check) as driver:
                 yield Page(driver, cdp, context, turn=turn, check=check)
         finally:

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 Send = Callable[[str, Mapping[str, str], bytes], requests.Response]
 """Post to a URL with these headers and this body, without anybody sending it a second time. Called by several threads."""
-Answers = dict[str, int | CrawlEnded]
-"""What became of each post: the status of its reply, the verdict that it failed with, 0 while there is neither."""
+Answer = int | CrawlEnded
+"""What became of a post: the status of its reply, the verdict that it failed with, 0 while there is neither."""
 
 _CAN_POST = ("Document", "XHR", "Fetch", "Ping", "Other")
 """The kinds of requests that a page may post."""
@@ -36,11 +36,13 @@ class Posts:
     of other sites are not covered.
     """
 
-    def __init__(self, cdp: Cdp, context: Context, send: Send, answers: Answers) -> None:
+    def __init__(self, cdp: Cdp, context: Context, send: Send, check: Callable[[], None]) -> None:
+        """`check` ends a wait for Chrome if the crawl has to end."""
         self._cdp = cdp
         self._context = context
         self._send = send
-        self._answers = answers
+        self._check = check
+        self._answers: dict[str, Answer] = {}
         self._lock = threading.Lock()
         self._addresses: set[str] = set()
         self._out: dict[str, dict[str, Any]] = {}
@@ -62,6 +64,12 @@ class Posts:
         if not self._shut:
             with suppress(CdpFailed):  # the page is gone: so is what was stopped of it
                 self._let_go()
+
+    def seal(self) -> list[Answer]:
+        """The answers so far; from here on all that the page posts fails, unless the login succeeds."""
+        with self._lock:
+            self._left = self._shut = True
+            return list(self._answers.values())
 
     def _let_go(self) -> None:
         self._call("Network.disable")
@@ -133,7 +141,7 @@ class Posts:
         self._cdp.tell(method, {"requestId": event["requestId"], **params}, session=self._context.session)
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
-        return self._cdp.call(method, params, session=self._context.session)
+        return self._cdp.call(method, params, session=self._context.session, check=self._check)
 
 
 def _body(request: dict[str, Any]) -> bytes:

@@ -49,8 +49,9 @@ class LocalChrome:
             raise CrawlfleetError(
                 f"`crawlfleet chrome` ended with {code}; its log {self._log} ends:\n{tail(self._log, LOG_LINES)}"
             )
-        self._restarts.died()
-        if self._restarts.is_due():
+        if not self._restarts.is_waiting:
+            self._restarts.died()
+        elif self._restarts.is_due():
             self._process = self._start()
 
     def status(self) -> Status | None:

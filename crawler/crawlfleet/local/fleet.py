@@ -81,15 +81,18 @@ class LocalFleet:
 
     def _tend_dead(self, conn: Connection, slot: _Slot) -> str:
         told = ""
-        if slot.restarts.died():
+        if not slot.restarts.is_waiting:
+            self._bury(conn, slot)  # again at the next look, if the database is away
+            slot.restarts.died()
             told = self._loss_of(slot)
-            self._bury(conn, slot)
+        if self._draining:
+            return told
         code = slot.process.returncode
         if code == BadConfiguration.exit_code or slot.restarts.are_spent:
             raise CrawlfleetError(
                 f"worker {slot.worker_id} ended with {code}; its log {slot.log} ends:\n{tail(slot.log, LOG_LINES)}"
             )
-        if not self._draining and slot.restarts.is_due():
+        if slot.restarts.is_due():
             slot.process = self._start(slot.worker_id, slot.log, slot.chrome)
         return told
 

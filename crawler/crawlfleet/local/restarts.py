@@ -11,7 +11,7 @@ PAUSE_S = 1.0
 
 
 class Restarts:
-    """Of one child. Ask `died` and then `is_due` again and again for as long as it is dead."""
+    """Of one child. Say `died` once of each death, then ask `is_due` again and again."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -22,12 +22,13 @@ class Restarts:
     def are_spent(self) -> bool:
         return self._count >= MOST
 
-    def died(self) -> bool:
-        """Whether this death is news."""
-        if self._due_at is not None:
-            return False
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is known to be dead."""
+        return self._due_at is not None
+
+    def died(self) -> None:
         self._due_at = self._clock() + PAUSE_S
-        return True
 
     def is_due(self) -> bool:
         """Whether to start it again now; counted as done if so."""

@@ -42,10 +42,6 @@ class Page(Protocol):
     driver: WebDriver
     """Ordinary Selenium on the page's one window. What it raises is no verdict yet: prefer the methods."""
 
-    posted: dict[str, int | CrawlEnded]
-    """What became of each post while a login was under way: the status of its reply, the verdict that it failed with, or
-    0 while there is neither."""
-
     def go(self, url: str) -> None:
         """Navigate, at the egress's pace. Returns when the document is there; its scripts may still draw."""
 
@@ -69,6 +65,10 @@ class Page(Protocol):
 
     def cookie(self, name: str) -> str | None:
         """A cookie of the present page."""
+
+    def answers(self) -> list[int | CrawlEnded]:
+        """What became of each post since the login began: the status of its reply, the verdict that it failed with, or 0 while
+        there is neither. Asked for it the page posts nothing more, unless the login succeeds."""
 
     def likeness(self) -> tuple[str, bytes]:
         """The page as HTML and as a JPEG for a `Bug`, its words and figures made unreadable first. It is of no use after."""

@@ -116,6 +116,15 @@ def _need_password(crawl: Crawl) -> None:
         )
 
 
+def _logged_out(has_read: bool, where: str) -> CrawlEnded:
+    """A session that ended although this crawl has logged in. One that never showed orders would be a loop of logins."""
+    if has_read:
+        return Retry("LoggedOut", f"the session ended while the orders were read, {where}")
+    return AuthFailed(
+        "LoginLoop", f"the shop ended the session right after its login, {where}; look there by hand"
+    )
+
+
 def _window(crawl: Crawl, days: int) -> dict[str, str]:
     today = crawl.now().astimezone(KST).date()
     return {"start_date": str(today - timedelta(days=days)), "end_date": str(today)}
@@ -147,7 +156,7 @@ def read_pages(read_page: Callable[[int], tuple[Rows, int]]) -> Pass:
 
 
 def read_until_agreed(read_pass: Callable[[], Pass]) -> Rows:
-    """Read all pages again until two passes agree, and return the last; a single page is one glance.
+    """Read all pages again until two passes agree, and return the last; a single page at first sight is one glance.
 
     Rows that go pull others over the edges of pages meanwhile, where a pass steps over them. So nothing of one pass may
     be missing in the next, what is new there has to stand at its head, where orders come in, and no page may have gone.
@@ -156,7 +165,7 @@ def read_until_agreed(read_pass: Callable[[], Pass]) -> Rows:
     before: Pass | None = None
     for _ in range(PASSES):
         now = read_pass()
-        if now.pages <= 1 or (before is not None and _agree(before, now)):
+        if now.pages <= 1 if before is None else _agree(before, now):
             return now.rows
         before = now
     raise Retry("ListMoved", f"the list of orders did not rest while it was read {PASSES} times")
@@ -179,6 +188,7 @@ class Admin:
         self._base = crawl.base_url or OFFICIAL_URL
         self._window = _window(crawl, days)
         self._logged_in = False
+        self._has_read = False
         self._first_row: str | None = None
 
     def read(self) -> Rows:
@@ -214,7 +224,7 @@ class Admin:
             raise
         self._page.press(s.submit)
         facts = self._look(LEFT_LOGIN, LOGIN_S)
-        status = login_status(list(self._page.posted.values()))
+        status = login_status(self._page.answers())
         refused, token = login_ending(classify(facts), facts, status), self._page.cookie(COOKIE)
         if refused is not None and (isinstance(refused, AuthFailed) or refused.never_sent):
             raise refused
@@ -225,6 +235,7 @@ class Admin:
     def _read_page(self, number: int) -> tuple[Rows, int]:
         facts = self._first_page() if number == 1 else self._turn_to(number)
         self._first_row = next(iter(facts.rows), None)
+        self._has_read = True
         return dict(facts.rows), facts.max_page
 
     def _first_page(self) -> Facts:
@@ -237,10 +248,7 @@ class Admin:
 
     def _again_after_login(self, facts: Facts) -> Facts:
         if self._logged_in:
-            raise Retry(
-                "LoggedOut",
-                f"the shop ended the session right after its login, at {urlsplit(facts.url).path}",
-            )
+            raise _logged_out(self._has_read, f"at {urlsplit(facts.url).path}")
         self.log_in()
         return self._first_page()
 
@@ -321,6 +329,7 @@ class Api:
         self._window = _window(crawl, days)
         self._browse = browse
         self._logged_in = False
+        self._has_read = False
 
     def read(self) -> Rows:
         """All orders of the window; logs in if there is no living session."""
@@ -330,7 +339,7 @@ class Api:
 
     def _renew_session(self) -> None:
         if self._logged_in:
-            raise Retry("LoggedOut", "the shop ended the session right after its login")
+            raise _logged_out(self._has_read, "at its order API")
         _need_password(self._crawl)
         self._logged_in = True
         with self._browse(self._crawl) as admin:
@@ -343,6 +352,7 @@ class Api:
             self._renew_session()  # raises the second time
             content = self._get(params)
         items, pages = orders_of(content)
+        self._has_read = True
         return {_sno(item): item for item in items}, pages
 
     def _get(self, params: Mapping[str, str]) -> bytes | None:

@@ -207,6 +207,13 @@ def login_ending(sight: Sight, facts: Facts, status: int = 0) -> CrawlEnded | No
     does not count.
     """
     said = f"the login was answered {status}"
+    match sight:
+        case Sight.REFUSED:
+            return AuthFailed("LoginRefused", "the shop refused email or password")
+        case Sight.CAPTCHA:
+            return AuthFailed("Captcha", "the login asks for a captcha; the seller must log in by hand")
+        case Sight.TWO_FACTOR:
+            return ending(sight, facts)
     match status:
         case 403:
             return Blocked("BanPage", said, never_sent=True)
@@ -214,13 +221,8 @@ def login_ending(sight: Sight, facts: Facts, status: int = 0) -> CrawlEnded | No
             return Throttled("TooManyRequests", said, retry_after_s=_wait_s(facts), never_sent=True)
         case 503:
             return Throttled("Maintenance", said, retry_after_s=_wait_s(facts), never_sent=True)
-    match sight:
-        case Sight.REFUSED:
-            return AuthFailed("LoginRefused", "the shop refused email or password")
-        case Sight.CAPTCHA:
-            return AuthFailed("Captcha", "the login asks for a captcha; the seller must log in by hand")
-        case Sight.HOME | Sight.ORDERS | Sight.EMPTY:
-            return None
+    if sight in (Sight.HOME, Sight.ORDERS, Sight.EMPTY):
+        return None
     return ending(sight, facts) or Retry("LoginUnclear", "the login led to a page that nobody knows")
 
 

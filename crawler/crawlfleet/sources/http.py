@@ -78,6 +78,14 @@ class _Known:
         self._connections.add(sock)
         return sock
 
+    def getresponse(self, *args: Any, **kwargs: Any) -> Any:
+        """A connection that broke before its reply has been closed by `http.client`; behind a proxy urllib3 would take it for
+        one that never came about, and the request for one that was not sent."""
+        try:
+            return super().getresponse(*args, **kwargs)  # type: ignore[misc]  # as above
+        except ConnectionError as exc:
+            raise u3.ProtocolError("the connection broke before the reply", exc) from exc
+
 
 class _KnownHTTPConnection(_Known, HTTPConnection):
     """A plain connection."""
