@@ -134,6 +134,8 @@ class Page:
             )
         if self._context.refused.is_set():
             raise proxy_refused()
+        if reply.get("isDownload"):
+            raise Bug("NoPage", "the shop answered with a download where a page was expected")
         if error := reply.get("errorText"):
             raise _of_navigation(str(error).removeprefix("net::"))
 
@@ -257,6 +259,5 @@ def _of_navigation(name: str) -> CrawlEnded:
         )
     if name.startswith("ERR_TOO_MANY_REDIRECTS"):
         return Retry("Redirected", "the shop redirects without end")
-    if name.startswith("ERR_ABORTED"):
-        return Bug("NoPage", "the shop answered with a download or nothing where a page was expected")
+    # Among the rest ERR_ABORTED: the shop answered nothing (204), or this Chrome is just being ended.
     return Retry("PageFailed", f"the page could not be loaded ({name})")
