@@ -27,7 +27,7 @@ CLOCK = Clock(tick_s=0.3, expire_ticks=12, quarantine_ticks=14)
 POST_S = 20.0
 JOB_S = 40
 LATE_S = 5
-WORKERS, SLOTS, CAP = 2, 5, 8
+WORKERS, SLOTS, CAP = 4, 4, 12
 PAGES: dict[str, dict[str, Any]] = {
     "hang": {"hang": True},
     "crash": {"crash_renderer": True},
@@ -39,8 +39,14 @@ PAGES: dict[str, dict[str, Any]] = {
 """What a seller's page does, for as long as the storm lasts."""
 READABLE = {"huge", "alert"}
 KILLS = ("chromium", "chromedriver", "worker")
-VERDICTS = {"hang": {"retry", "crashed"}, "crash": {"crashed"}, "download": {"bug"}, "redirect": {"retry"}}
-"""A page that hangs is there for so long that kills may use up its budget of crashes before."""
+VERDICTS = {
+    "hang": {"retry", "crashed"},
+    "huge": {"crashed"},
+    "crash": {"crashed"},
+    "download": {"bug"},
+    "redirect": {"retry"},
+}
+"""A page that takes long may use up its budget of crashes on kills."""
 
 _WORKER = f"""
 import sys
