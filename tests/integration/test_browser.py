@@ -376,6 +376,15 @@ class HeldSend:
 
 
 @pytest.fixture
+def page(open_page: Open, site: ScriptedShop) -> Iterator[Page]:
+    """One that has come in."""
+    with open_page() as page:
+        page.go(site.url + "/")
+        page.settle(DRAWN, within_s=10)
+        yield page
+
+
+@pytest.fixture
 def send() -> Iterator[HeldSend]:
     send = HeldSend()
     yield send
@@ -383,68 +392,77 @@ def send() -> Iterator[HeldSend]:
 
 
 def test_a_post_that_is_not_answered_in_time_never_leaves_chrome(
-    open_page: Open, site: ScriptedShop, send: HeldSend
+    page: Page, site: ScriptedShop, send: HeldSend
 ) -> None:
-    with open_page() as page:
-        page.go(site.url + "/")
-        page.settle(DRAWN, within_s=10)
-        with suppress(Retry), page.posts_by(send):
-            page.read(POST, "secret")
-            until(lambda: send.sent, "the post to be taken over")
-            raise Retry("LoginUnclear")
-        assert page.settle(SAID, within_s=10) == "failed"
+    with suppress(Retry), page.posts_by(send):
         page.read(POST, "secret")
-        assert page.settle(SAID, within_s=10) == "failed"
+        until(lambda: send.sent, "the post to be taken over")
+        raise Retry("LoginUnclear")
+    assert page.settle(SAID, within_s=10) == "failed"
+    page.read(POST, "secret")
+    assert page.settle(SAID, within_s=10) == "failed"
     assert len(send.sent) == 1
     assert "/login" not in site.paths()
 
 
 def test_what_a_page_posts_again_by_itself_is_not_sent_again(
-    open_page: Open, site: ScriptedShop, send: HeldSend
+    page: Page, site: ScriptedShop, send: HeldSend
 ) -> None:
     send.may_answer.set()
-    with open_page() as page:
-        page.go(site.url + "/")
-        page.settle(DRAWN, within_s=10)
-        with page.posts_by(send):
-            seen = []
-            for body, address in (("secret", "/login"), ("secret again", "/login?2"), ("번호", "/other")):
-                page.read(POST, body, address)
-                seen.append(page.settle(SAID, within_s=10))
-        page.read(POST, "later")
-        assert page.settle(SAID, within_s=10) == "answered"
+    with page.posts_by(send):
+        seen = []
+        for body, address in (("secret", "/login"), ("secret again", "/login?2"), ("번호", "/other")):
+            page.read(POST, body, address)
+            seen.append(page.settle(SAID, within_s=10))
+    page.read(POST, "later")
+    assert page.settle(SAID, within_s=10) == "answered"
     assert seen == ["answered", "failed", "answered"]
     assert [body for _, body in send.sent] == [b"secret", "번호".encode()]
     assert site.paths().count("/login") == 1
 
 
 def test_a_post_that_is_out_when_the_login_has_succeeded_fails_and_later_ones_go_their_way(
-    open_page: Open, site: ScriptedShop, send: HeldSend
+    page: Page, site: ScriptedShop, send: HeldSend
 ) -> None:
-    with open_page() as page:
-        page.go(site.url + "/")
-        page.settle(DRAWN, within_s=10)
-        with page.posts_by(send):
-            page.read(POST, "counter")
-            until(lambda: send.sent, "the post to be taken over")
-        assert page.settle(SAID, within_s=10) == "failed"
-        assert site.paths() == ["/"]
-        page.read(POST, "later", "/orders")
-        assert page.settle(SAID, within_s=10) == "answered"
+    with page.posts_by(send):
+        page.read(POST, "counter")
+        until(lambda: send.sent, "the post to be taken over")
+    assert page.settle(SAID, within_s=10) == "failed"
+    assert site.paths() == ["/"]
+    page.read(POST, "later", "/orders")
+    assert page.settle(SAID, within_s=10) == "answered"
     assert site.paths() == ["/", "/orders"]
+
+
+def test_asked_for_the_answers_a_page_posts_no_more_until_its_login_has_succeeded(
+    page: Page, site: ScriptedShop, send: HeldSend
+) -> None:
+    send.may_answer.set()
+    with page.posts_by(send):
+        page.read(POST, "secret")
+        assert page.settle(SAID, within_s=10) == "answered"
+        assert page.answers() == [200]
+        page.read(POST, "late", "/other")
+        assert page.settle(SAID, within_s=10) == "failed"
+    page.read(POST, "later")
+    assert page.settle(SAID, within_s=10) == "answered"
+    assert site.paths() == ["/", "/login"]
+
+
+def test_a_login_that_finds_chrome_gone_has_crashed(pool: Pool, page: Page, send: HeldSend) -> None:
+    pool.close()
+    with pytest.raises(Crashed, match="BrowserLost"), page.posts_by(send):
+        pass
 
 
 @pytest.mark.parametrize("body", ["null", "new Uint8Array([0, 255, 10])"], ids=["none", "binary"])
 def test_a_post_is_sent_as_the_page_made_it(
-    open_page: Open, site: ScriptedShop, send: HeldSend, body: str
+    page: Page, site: ScriptedShop, send: HeldSend, body: str
 ) -> None:
     send.may_answer.set()
-    with open_page() as page:
-        page.go(site.url + "/")
-        page.settle(DRAWN, within_s=10)
-        with page.posts_by(send):
-            page.read(POST.replace("arguments[0]", body))
-            assert page.settle(SAID, within_s=10) == "answered"
+    with page.posts_by(send):
+        page.read(POST.replace("arguments[0]", body))
+        assert page.settle(SAID, within_s=10) == "answered"
     assert [sent for _, sent in send.sent] == [{"null": b""}.get(body, b"\x00\xff\n")]
 
 
@@ -480,18 +498,15 @@ def test_a_page_behind_a_proxy_posts_by_the_worker_too(
 
 
 def test_a_page_posts_nothing_after_a_login_that_failed(
-    open_page: Open, site: ScriptedShop, send: HeldSend
+    page: Page, site: ScriptedShop, send: HeldSend
 ) -> None:
     send.may_answer.set()
-    with open_page() as page:
-        page.go(site.url + "/")
-        page.settle(DRAWN, within_s=10)
-        with suppress(Retry), page.posts_by(send):
-            page.read(POST, "secret")
-            assert page.settle(SAID, within_s=10) == "answered"
-            raise Retry("LoginUnclear")
+    with suppress(Retry), page.posts_by(send):
         page.read(POST, "secret")
-        assert page.settle(SAID, within_s=10) == "failed"
+        assert page.settle(SAID, within_s=10) == "answered"
+        raise Retry("LoginUnclear")
+    page.read(POST, "secret")
+    assert page.settle(SAID, within_s=10) == "failed"
     assert len(send.sent) == 1
     assert "/login" not in site.paths()
 
