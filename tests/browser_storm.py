@@ -41,12 +41,12 @@ READABLE = {"huge", "alert"}
 KILLS = ("chromium", "chromedriver", "worker")
 VERDICTS = {
     "hang": {"retry", "crashed"},
-    "huge": {"crashed"},
+    "huge": {"retry", "crashed"},
     "crash": {"crashed"},
     "download": {"bug"},
     "redirect": {"retry"},
 }
-"""A page that takes long may use up its budget of crashes on kills."""
+"""A page that takes long may use up its budget of crashes on kills, or its time while Chromes are started beside it."""
 
 _WORKER = f"""
 import sys
