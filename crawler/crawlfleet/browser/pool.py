@@ -167,9 +167,8 @@ class Pool:
                 disposed = dispose(cdp, context.context)
                 cdp.forget(context.session)
                 is_clean = driver is not None and quit_session(status.webdriver, driver) and disposed
-                with (
-                    self._lock
-                ):  # a crawl of a Chrome that was replaced meanwhile says nothing of the new one
+                # A crawl of a Chrome that was replaced meanwhile says nothing of the new one.
+                with self._lock:
                     self._soiled |= cdp is self._cdp and not is_clean
 
     def _is_used(self, status: Status) -> bool:
