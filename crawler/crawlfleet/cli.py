@@ -102,19 +102,10 @@ def _add_run(commands: Commands) -> None:
         "Ctrl-C drains, twice stops at once; the same command resumes. Exit code: 0 every task ok, 3 ended with"
         " failures, 2 bad manifest or option, 130 interrupted, 1 anything else."
     )
-    run.add_argument(
-        "-f",
-        "--file",
-        action="append",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="a file of CrawlSource, CrawlBatch and Secret documents; may be repeated",
-    )
+    _add_manifests(run)
     run.add_argument(
         "--workers", type=_positive, metavar="N", help="worker processes (default: spec.workers)"
     )
-    run.add_argument("--accounts", metavar="FILE", help="import these accounts first (JSONL or CSV)")
     run.add_argument(
         "--shops", action="store_true", help="start the stand-in shops and import their sellers' accounts"
     )
@@ -125,6 +116,22 @@ def _add_run(commands: Commands) -> None:
         default="text",
         help="json: stdout gets one line of summary a batch, all else goes to stderr",
     )
+
+    about = "plan the batches of manifests, for workers that run elsewhere"
+    _add_manifests(_add(commands, "plan", "run.plan", about))
+
+
+def _add_manifests(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a file of CrawlSource, CrawlBatch and Secret documents; may be repeated",
+    )
+    command.add_argument("--accounts", metavar="FILE", help="import these accounts first (JSONL or CSV)")
 
 
 def _add_accounts(commands: Commands) -> None:
@@ -190,8 +197,11 @@ def _add_pod(commands: Commands) -> None:
 
 
 def _add_shops(commands: Commands) -> None:
-    about = "serve the stand-in shops on loopback; writes their sellers' accounts to stdout"
+    about = "serve the stand-in shops; writes their sellers' accounts to stdout"
     shops = _add_placeless(commands, "shops", "shops.serve_shops", about)
+    shops.add_argument(
+        "--listen", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s; 0.0.0.0 in a pod"
+    )
     for name, port in STAND_IN_PORTS.items():
         shops.add_argument(f"--{name}-port", type=_positive, default=port, help="default: %(default)s")
     shops.add_argument("--only", choices=list(STAND_IN_PORTS), help="serve this shop alone")

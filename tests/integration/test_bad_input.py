@@ -539,6 +539,6 @@ def test_a_port_that_is_taken(bare_seat: Seat) -> None:
 
     assert done.returncode == 1
     assert (
-        f"cannot listen on port {port}: Address already in use; end what uses it or give --cafe24-port"
+        f"cannot listen on port {port} of 127.0.0.1: Address already in use; end what uses it or give --cafe24-port"
         in complaint(done)
     )

@@ -1,4 +1,4 @@
-"""`crawlfleet run`: bring what was given into a database, run its batches, tell how they ended."""
+"""`crawlfleet run`: bring what was given into a database, run its batches, tell how they ended. `plan` stops before."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from rich.console import Console
 from crawlfleet import apply
 from crawlfleet.commands.accounts import import_file
 from crawlfleet.commands.place import Arguments, command_line, database, key_ring
+from crawlfleet.credentials import KeyRing
 from crawlfleet.demo.violations import SEEN
 from crawlfleet.documents import load
 from crawlfleet.errors import INTERRUPTED, BadInput
 from crawlfleet.keys import check_keys
-from crawlfleet.local.run import Interrupt, LocalRun, exit_code, run_batches
+from crawlfleet.local.run import Interrupt, LocalRun, exit_code, look_for_namesakes, plan_batch, run_batches
 from crawlfleet.local.shops import Shop, running_shops
 from crawlfleet.local.view import say
+from crawlfleet.local.watch import progress
 from crawlfleet.manifests import Manifests
+from crawlfleet.planner import BatchPlan
 from crawlfleet.sources import Adapter
-from crawlfleet.store.connection import connect
+from crawlfleet.store import batches, fleet
+from crawlfleet.store.connection import Connection, connect
 from crawlfleet.store.migrations import check_schema
 
 
@@ -40,6 +44,31 @@ def run(arguments: Arguments) -> int:
         for shop in local.shops:
             _tell_counters(console, shop)
     return INTERRUPTED if interrupt.count else exit_code(told)
+
+
+def plan(arguments: Arguments) -> int:
+    """For workers that run elsewhere: pods, or containers on plain machines."""
+    manifests = load(arguments.file)
+    _check_batches(arguments, manifests)
+    adapters = apply.adapters(manifests)
+    console = Console()
+    keys = key_ring(arguments)
+    with database(arguments) as (url, _), connect(url, "crawlfleet plan") as conn:
+        _declare(conn, keys, manifests)
+        _tell_declared(console, manifests)
+        if arguments.accounts:
+            import_file(conn, keys, arguments.accounts, adapters)
+        for batch in manifests.batches:
+            _plan(conn, arguments, console, apply.local_plan(batch, manifests))
+    return 0
+
+
+def _plan(conn: Connection, arguments: Arguments, console: Console, plan: BatchPlan) -> None:
+    look_for_namesakes(conn, plan, console, cancel=command_line(arguments, "cancel", plan.name))
+    batch_id = plan_batch(conn, plan, plan.workers)
+    fleet.recount(conn, batch_id)
+    tasks = progress(batches.counts(conn, batch_id)).total
+    say(console, f"planned: {plan.name} ({tasks} tasks; workers 0 to {plan.workers - 1} crawl them)")
 
 
 def _check_batches(arguments: Arguments, manifests: Manifests) -> None:
@@ -66,9 +95,7 @@ def _start(
     keys = key_ring(arguments)
     running = started.enter_context(running_shops(manifests)) if arguments.shops else ()
     with connect(url, "crawlfleet run") as conn:
-        check_schema(conn)
-        check_keys(conn, keys)
-        apply.declare(conn, keys, manifests)
+        _declare(conn, keys, manifests)
         if not manifests.batches:  # with a batch, its progress tells enough
             _tell_declared(console, manifests)
         for shop in running:
@@ -86,6 +113,13 @@ def _start(
         again=command_line(arguments, *_words(arguments)),
         workers=arguments.workers,
     )
+
+
+def _declare(conn: Connection, keys: KeyRing, manifests: Manifests) -> None:
+    """In a database that is ours, and of our version."""
+    check_schema(conn)
+    check_keys(conn, keys)
+    apply.declare(conn, keys, manifests)
 
 
 def _tell_declared(console: Console, manifests: Manifests) -> None:

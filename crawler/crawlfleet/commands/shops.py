@@ -28,7 +28,7 @@ def serve_shops(arguments: Arguments) -> int:
     with ExitStack() as served:
         servers = {
             stand_in.name: served.enter_context(
-                _served(stand_in, getattr(arguments, f"{stand_in.name}_port"), agreement)
+                _served(stand_in, arguments.listen, getattr(arguments, f"{stand_in.name}_port"), agreement)
             )
             for stand_in in wanted
         }
@@ -40,13 +40,13 @@ def serve_shops(arguments: Arguments) -> int:
 
 
 @contextmanager
-def _served(stand_in: StandIn, port: int, agreement: Agreement) -> Iterator[ShopServer[Shop[Any]]]:
-    server = ShopServer(stand_in.shop(agreement), port=port)
+def _served(stand_in: StandIn, host: str, port: int, agreement: Agreement) -> Iterator[ShopServer[Shop[Any]]]:
+    server = ShopServer(stand_in.shop(agreement), host=host, port=port)
     try:
         server.start()
     except OSError as exc:
         raise CrawlfleetError(
-            f"cannot listen on port {port}: {exc.strerror}; end what uses it or give --{stand_in.name}-port"
+            f"cannot listen on port {port} of {host}: {exc.strerror}; end what uses it or give --{stand_in.name}-port"
         ) from exc
     try:
         yield server

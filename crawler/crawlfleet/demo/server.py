@@ -1,4 +1,4 @@
-"""A stand-in shop over HTTP/1.1 on loopback: sockets around a `Shop`, and two endpoints for tests.
+"""A stand-in shop over HTTP/1.1: sockets around a `Shop`, and two endpoints for tests.
 
 `GET /_counters` shows what the clients did, `GET` and `POST /_control` show and switch the traps. A client's
 egress is its address, or what a proxy puts into `X-Egress`.

@@ -99,7 +99,8 @@ def run_batches(run: LocalRun, manifests: Manifests, interrupt: Interrupt) -> It
     """Run the manifests' batches one after another, until one is interrupted; yields each one's summary."""
     with connect(run.database_url, "crawlfleet run") as conn:
         for batch in manifests.batches:
-            _look_for_namesakes(run, conn, local_plan(batch, manifests))
+            plan = local_plan(batch, manifests)
+            look_for_namesakes(conn, plan, run.console, cancel=run.command("cancel", plan.name))
     for batch in manifests.batches:
         yield run_batch(run, manifests, batch, interrupt)
         if interrupt.count:
@@ -118,8 +119,7 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
     plan = local_plan(batch, manifests)
     workers = run.workers or batch.spec.workers
     with connect(run.database_url, "crawlfleet run") as conn:
-        batch_id = planner.plan(conn, plan)
-        batches.limit_workers(conn, batch_id, workers)
+        batch_id = plan_batch(conn, plan, workers)
         if run.postgres is not None:
             bury_strangers(conn, batch_id)
         fleet.recount(conn, batch_id)
@@ -149,18 +149,25 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
         return _told(run, conn, plan.uid)
 
 
-def _look_for_namesakes(run: LocalRun, conn: Connection, plan: planner.BatchPlan) -> None:
-    """An edited file is another batch: BadInput while the one before it is open, else it is said."""
+def plan_batch(conn: Connection, plan: planner.BatchPlan, workers: int) -> int:
+    """Its tasks are ready for so many workers afterwards; returns its id."""
+    batch_id = planner.plan(conn, plan)
+    batches.limit_workers(conn, batch_id, workers)
+    return batch_id
+
+
+def look_for_namesakes(conn: Connection, plan: planner.BatchPlan, console: Console, *, cancel: str) -> None:
+    """An edited file is another batch: BadInput while the one before it is open (`cancel` ends it), else it is said."""
     others = batches.namesakes(conn, plan.name, plan.uid)
     if not others or batches.find(conn, plan.uid) is not None:
         return
     if any(state != "closed" for _, state in others):
         raise BadInput(
             f"a batch {plan.name} of another spec is still open: run it to its end with the file it began with, or end it"
-            f" by `{run.command('cancel', plan.name)}`, or give this one another name"
+            f" by `{cancel}`, or give this one another name"
         )
     say(
-        run.console,
+        console,
         f"the spec of {plan.name} has changed since its last batch, which is closed: this is a new one",
     )
 
