@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 HAS_KOREAN_FONT := fc-list :lang=ko | grep . || ls -d /usr/share/fonts/*/nanum /usr/share/fonts/*/noto/NotoSansCJK*
 HAS_POSTGRES := test -n "$$CRAWLFLEET_DATABASE_URL" || ls /usr/lib/postgresql/*/bin/initdb || test -x "$$(pg_config --bindir)/initdb"
+LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes \
+  --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
 .PHONY: help setup deps chrome-deps test-deps run test lint format lock bench bench-deps chaos clean
@@ -47,12 +49,14 @@ format: setup ## format the code
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-lock: setup ## raise every dependency to its newest version in requirements.lock
+lock: setup ## raise every dependency to its newest version in the locks: of everything, of each image, of the build
 	$(BIN)/pip install --quiet pip-tools
-	CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes \
-	  --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	  --unsafe-package crawlfleet --extra dev --extra bench --output-file requirements.lock pyproject.toml
+	$(LOCK) --unsafe-package crawlfleet --extra dev --extra bench --output-file requirements.lock pyproject.toml
 	@sed -i '/^# WARNING/,$$d' requirements.lock # about crawlfleet itself, which is installed from here
+	$(LOCK) --constraint requirements.lock --extra crawler --output-file crawler/requirements.lock pyproject.toml
+	$(LOCK) --constraint requirements.lock --extra operator --output-file operator/requirements.lock pyproject.toml
+	$(LOCK) --constraint requirements.lock --only-build-deps --build-deps-for wheel \
+	  --output-file requirements-build.lock pyproject.toml
 
 bench: setup bench-deps ## measure, beside Celery and Redis: `make bench BENCH="throughput --save FILE"`
 	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
