@@ -44,6 +44,7 @@ lint: setup ## check style, formatting, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile.* tests/cluster/images/*.Dockerfile
 
 format: setup ## format the code
 	$(BIN)/ruff check --fix-only --quiet

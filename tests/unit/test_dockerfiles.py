@@ -1,0 +1,63 @@
+"""The Dockerfiles: linted, on a base that can be replaced, and of a user that Kubernetes accepts as no root."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from dockerfiles import ROOT, instructions, last, stages
+
+OURS = [ROOT / "Dockerfile.crawler", ROOT / "Dockerfile.operator"]
+ALL = [*OURS, *sorted((ROOT / "tests" / "cluster" / "images").glob("*.Dockerfile"))]
+HADOLINT = Path(sys.executable).with_name("hadolint")
+
+
+@pytest.mark.parametrize("file", ALL, ids=lambda file: file.name)
+def test_hadolint_has_nothing_to_say(file: Path) -> None:
+    done = subprocess.run([HADOLINT, file], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", ALL, ids=lambda file: file.name)
+def test_the_base_can_be_replaced_by_a_mirror_of_ones_own(file: Path) -> None:
+    assert ("ARG", "BASE_IMAGE=debian:bookworm-slim") in instructions(file)
+    own = set(stages(file)) | {"${BASE_IMAGE}"}
+    assert {rest.split()[0] for word, rest in instructions(file) if word == "FROM"} <= own
+
+
+@pytest.mark.parametrize("file", ALL, ids=lambda file: file.name)
+def test_an_image_runs_as_a_number_that_is_not_root(file: Path) -> None:
+    """`runAsNonRoot` cannot tell who a name is."""
+    for name, stage in stages(file).items():
+        if any(word == "ENTRYPOINT" for word, _ in stage):
+            assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last(stage, "USER")), name
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda file: file.name)
+def test_the_labels_name_the_version_of_the_package(file: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    labelled = re.findall(r'org\.opencontainers\.image\.version="(.*)"', file.read_text())
+
+    assert labelled == [version]
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda file: file.name)
+def test_a_build_may_copy_what_the_dockerfile_copies_and_no_more(file: Path) -> None:
+    """.dockerignore lists it, so that no secret lying about gets into a build."""
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    copied = {
+        path
+        for word, rest in instructions(file)
+        if word == "COPY" and not rest.startswith("--from")
+        for path in rest.split()[:-1]
+    }
+
+    assert rules[0] == "*"
+    assert all((ROOT / path).exists() for path in allowed)
+    assert all(any(f"{rule}/".startswith(f"{path}/") for rule in allowed) for path in copied)
