@@ -2,16 +2,18 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
+TESTBED := PYTHONPATH=tests $(BIN)/python -m cluster.testbed
 HAS_KOREAN_FONT := fc-list :lang=ko | grep . || ls -d /usr/share/fonts/*/nanum /usr/share/fonts/*/noto/NotoSansCJK*
 HAS_POSTGRES := test -n "$$CRAWLFLEET_DATABASE_URL" || ls /usr/lib/postgresql/*/bin/initdb || test -x "$$(pg_config --bindir)/initdb"
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes \
   --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps chrome-deps test-deps run test lint format lock bench bench-deps chaos clean
+.PHONY: help setup deps chrome-deps test-deps run test lint format lock bench bench-deps chaos \
+  cluster-deps cluster-build cluster-up cluster-down test-cluster cluster-matrix clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.installed ## install crawlfleet and its tools into .venv, if anything changed
 
@@ -36,7 +38,7 @@ run: setup chrome-deps ## crawl the stand-in shops with a local fleet, to the en
 	$(BIN)/crawlfleet run --shops -f k8s/samples/local-batch.yaml $(RUN)
 
 test: setup test-deps chrome-deps ## run the tests
-	$(BIN)/pytest --ignore=tests/benchmarks --ignore=tests/chaos
+	$(BIN)/pytest --ignore=tests/benchmarks --ignore=tests/chaos --ignore=tests/cluster
 
 lint: setup ## check style, formatting, types and the direction of imports
 	$(BIN)/ruff check
@@ -67,6 +69,27 @@ bench-deps: ## the same for the benchmarks
 
 chaos: setup test-deps chrome-deps ## kill workers, browsers and databases, and count what is lost
 	$(BIN)/pytest -s tests/chaos
+
+cluster-deps: ## install the Debian packages that a test cluster needs (as root), or say which
+	@scripts/system-packages etcd-server 'command -v etcd' containerd 'command -v containerd' runc 'command -v runc' \
+	  containernetworking-plugins 'test -x /usr/lib/cni/ptp' iproute2 'command -v ip' nftables 'command -v nft' \
+	  conntrack 'command -v conntrack' buildah 'command -v buildah' debootstrap 'test -x /usr/sbin/debootstrap'
+
+cluster-build: setup cluster-deps ## build what it needs: its programs and the images
+	$(TESTBED) build
+
+cluster-up: setup cluster-deps ## start a real Kubernetes of two nodes on this machine (as root)
+	$(TESTBED) up
+
+cluster-down: setup ## end it, and clear whatever a killed run left
+	$(TESTBED) down
+
+test-cluster: setup ## test on it, or on the cluster of CRAWLFLEET_TEST_KUBECONFIG
+	@test "$$(id -u)" -ne 0 || test -n "$$CRAWLFLEET_TEST_KUBECONFIG" || $(MAKE) --no-print-directory cluster-deps
+	$(BIN)/pytest tests/cluster
+
+cluster-matrix: setup cluster-deps ## test the API alone on the oldest and the newest Kubernetes
+	for version in v1.31.4 v1.37.2; do $(BIN)/pytest tests/cluster/test_jobs.py --kubernetes $$version || exit; done
 
 clean: ## remove what the other targets made
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,3 @@
+module crawlfleet.dev/testbed/pause
+
+go 1.24.0

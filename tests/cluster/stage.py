@@ -1,0 +1,130 @@
+"""A fleet's surroundings as pods: PostgreSQL and the stand-in shops; and the command line, at work on that database."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import yaml
+from cluster.testbed.kubectl import Kubectl
+from cluster.testbed.place import REPOSITORY, SOURCES
+
+from crawlfleet.child import spawn
+from crawlfleet.demo.ably.config import AblyConfig
+from crawlfleet.demo.ably.shop import AblyShop
+from crawlfleet.demo.cafe24.config import Cafe24Config
+from crawlfleet.demo.cafe24.shop import Cafe24Shop
+from crawlfleet.demo.violations import SEEN
+
+BATCH = "local-batch"
+"""Of the sample."""
+SAMPLE = REPOSITORY / "k8s/samples/local-batch.yaml"
+DAYS = 7
+USERS = range(1, 101)
+Items = dict[tuple[int, str, str], Any]
+_FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
+
+
+class Stage:
+    """In one namespace. `database_url` leads there from this machine."""
+
+    def __init__(self, kubectl: Kubectl, folder: Path, database_url: str) -> None:
+        self.kubectl = kubectl
+        self.database_url = database_url
+        self._folder = folder
+        self._keys = folder / "keys"
+
+    def prepare(self, workers: int) -> None:
+        """The sample batch is planned for so many workers, and the key ring is a Secret."""
+        self.crawlfleet("migrate")
+        self._keys.write_text(self.crawlfleet("keys", "new"))
+        self.kubectl("create", "secret", "generic", "keys", f"--from-file=keys={self._keys}")
+        accounts = self._folder / "accounts.jsonl"
+        said = self.kubectl("logs", "shops").splitlines()
+        accounts.write_text("\n".join(line for line in said if line.startswith("{")) + "\n")
+        sample = self._folder / "sample.yaml"
+        sample.write_text(
+            SAMPLE.read_text().replace("127.0.0.1", "shops").replace("workers: 2", f"workers: {workers}")
+        )
+        self.crawlfleet("plan", "-f", str(sample), "--accounts", str(accounts))
+
+    def start_fleet(self, workers: int) -> None:
+        """The Job, as the operator will make it."""
+        job = yaml.safe_load((SOURCES / "manifests" / "fleet.yaml").read_text())
+        job["spec"]["completions"] = job["spec"]["parallelism"] = workers
+        self.kubectl.apply(job)
+
+    def crawlfleet(self, *words: str) -> str:
+        """What the command prints."""
+        place = ["--database-url", self.database_url, "--keys-file", str(self._keys)]
+        command = [sys.executable, "-m", "crawlfleet", *words, *(() if words[0] == "keys" else place)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def items(self) -> Items:
+        lines = [json.loads(line) for line in self.crawlfleet("results", BATCH).splitlines()]
+        items = {(line["user_id"], line["kind"], line["external_id"]): line["body"] for line in lines}
+        assert len(items) == len(lines)
+        return items
+
+    def violations(self) -> dict[str, int]:
+        """What the shops counted of impoliteness, as far as it is not zero."""
+        found: dict[str, int] = {}
+        for port in (8024, 8025):
+            with (
+                forwarded(self.kubectl, "pod/shops", port) as local,
+                urlopen(f"http://127.0.0.1:{local}/_counters") as answer,
+            ):
+                counted = json.load(answer)
+            found |= {
+                f"{port} {name}": number for name, number in counted.items() if number and name not in SEEN
+            }
+        return found
+
+
+def truth() -> Items:
+    """What the sample has to bring."""
+    cafe24, ably = Cafe24Shop(Cafe24Config()), AblyShop(AblyConfig())
+    return {
+        (user, *key): body
+        for user in USERS
+        for orders in (
+            cafe24.expected_items(f"demo{user}", DAYS),
+            ably.expected_items(f"demo{user}", DAYS, "dom"),
+        )
+        for key, body in orders.items()
+    }
+
+
+@contextmanager
+def stage(kubectl: Kubectl, folder: Path) -> Iterator[Stage]:
+    """Ready to be crawled, for as long as it is entered."""
+    kubectl("apply", "--filename", str(SOURCES / "manifests" / "stage.yaml"))
+    kubectl("wait", "pod/postgres", "pod/shops", "--for=condition=Ready", "--timeout=60s")
+    with forwarded(kubectl, "pod/postgres", 5432) as port:
+        yield Stage(kubectl, folder, f"postgresql://crawlfleet@127.0.0.1:{port}/crawlfleet")
+
+
+@contextmanager
+def forwarded(kubectl: Kubectl, what: str, port: int) -> Iterator[int]:
+    """A port of this machine that leads to the pod's."""
+    command = kubectl.command("port-forward", "--address=127.0.0.1", what, f":{port}")
+    forward = spawn(command, death_signal=signal.SIGKILL, stdout=subprocess.PIPE)
+    try:
+        assert forward.stdout is not None
+        said = forward.stdout.readline().decode()
+        found = _FORWARDED.search(said)
+        assert found, said
+        yield int(found.group(1))
+    finally:
+        forward.kill()
+        forward.communicate()

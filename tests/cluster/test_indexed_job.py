@@ -1,0 +1,44 @@
+"""The sample batch on a hand-written Job, whose pods are crawler and Chrome, with no operator yet."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from cluster import starting
+from cluster.stage import stage, truth
+from cluster.testbed.kubectl import Kubectl
+from fleet import until
+
+CRAWLED_S = 200
+
+
+@pytest.mark.timeout(600)
+def test_three_pods_bring_every_item_and_go(namespace: Kubectl, tmp_path: Path) -> None:
+    with stage(namespace, tmp_path) as place:
+        place.prepare(workers=3)
+        place.start_fleet(workers=3)
+        namespace.await_success("fleet", timeout_s=CRAWLED_S)
+
+        namespace.wait("job/fleet", until="condition=Complete", timeout_s=10)  # all its pods have ended
+
+        assert place.items() == truth()
+        assert place.violations() == {}
+
+
+@pytest.mark.timeout(600)
+def test_a_pod_tells_how_long_it_took_to_its_first_task(namespace: Kubectl, tmp_path: Path) -> None:
+    with stage(namespace, tmp_path) as place:
+        place.prepare(workers=1)
+        created_at = time.time()
+        place.start_fleet(workers=1)
+        pod = until(lambda: namespace("get", "pods", "--selector=app=fleet", "-o", "name"), "a pod").strip()
+        namespace.wait(pod, until="condition=Ready", timeout_s=60)
+        name = pod.removeprefix("pod/")
+        until(lambda: '"crawled"' in namespace("logs", name, "--container=crawler"), "a crawl")
+
+        start = starting.measure(namespace, name, created_at)
+
+    print(start)
+    assert all(seconds > 0 for seconds in vars(start).values())

@@ -1,0 +1,136 @@
+"""Up and down: nothing is left behind, whatever was killed, and each obstacle is told in one sentence.
+
+These run before a testbed is up for the other tests (`conftest.py`), since there is one a machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster.testbed import binaries, machine, place, remains
+from cluster.testbed.daemons import Daemon
+from cluster.testbed.errors import Unable
+from fleet import until
+
+UP_S = 1500
+"""Of an `up` on a new machine: it builds everything."""
+
+
+@pytest.fixture
+def bare() -> Iterator[None]:
+    """A machine without a testbed, before and after."""
+    if os.environ.get("CRAWLFLEET_TEST_KUBECONFIG"):
+        pytest.skip("another cluster is tested")
+    try:
+        machine.require()
+    except Unable as exc:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(exc))
+    if place.STATE.exists():
+        pytest.skip("a testbed is running: `make cluster-down`, to test its start")
+    yield
+    assert command("down").returncode == 0
+
+
+def start(*words: str, **environment: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", "cluster.testbed", *words]
+    return subprocess.Popen(
+        program,
+        env={**os.environ, "PYTHONPATH": str(place.SOURCES.parent), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    process = start(*words, **environment)
+    out, err = process.communicate(timeout=UP_S)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def complaint(*words: str, **environment: str) -> str:
+    """What a command that fails says: one sentence."""
+    done = command(*words, **environment)
+    assert done.returncode == 1, done.stdout
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.timeout(UP_S)
+def test_up_twice_is_one_cluster_and_down_twice_leaves_nothing(bare: None) -> None:
+    first = command("up")
+    assert first.returncode == 0, first.stderr
+    api_server = Daemon("kube-apiserver").pid()
+    second = command("up")
+    assert second.returncode == 0, second.stderr
+    assert Daemon("kube-apiserver").pid() == api_server
+    assert f"kubeconfig: {place.KUBECONFIG}" in second.stdout
+    assert (
+        f"a testbed with Kubernetes {binaries.VERSION} and 2 nodes is running: `make cluster-down`"
+        in complaint("up", "--kubernetes", "v1.31.4")
+    )
+    assert command("down").returncode == 0
+    assert remains.left() == []
+    assert command("down").returncode == 0
+
+
+@pytest.mark.timeout(UP_S)
+@pytest.mark.parametrize("daemon", ["etcd", "node-0-containerd", "node-1-kubelet"])
+def test_what_a_killed_up_left_is_cleared(bare: None, daemon: str) -> None:
+    killed = start("up")
+    until(Daemon(daemon).is_alive, f"{daemon} to start", UP_S)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert remains.left()
+    assert command("down").returncode == 0
+    assert remains.left() == []
+
+
+def test_a_port_that_is_taken(bare: None) -> None:
+    with socket.create_server(("0.0.0.0", 10250)):
+        assert (
+            "port 10250 of 10.245.0.10 cannot be used (Address already in use): end what uses it"
+            in complaint("up")
+        )
+
+
+def test_a_version_that_is_not_pinned(bare: None) -> None:
+    said = complaint("up", "--kubernetes", "v1.2.3")
+    assert "Kubernetes v1.2.3 has no module file" in said
+    assert "there are v1.34.4, v1.31.4, v1.37.2" in said
+
+
+def test_a_tool_that_is_missing(bare: None, tmp_path: Path) -> None:
+    """A PATH with everything but etcd."""
+    for tool in [*machine.TOOLS, "go"]:
+        found = shutil.which(tool)
+        if found and tool != "etcd":
+            (tmp_path / tool).symlink_to(found)
+    assert complaint("up", PATH=str(tmp_path)) == (
+        "error: a testbed needs etcd-server: `make cluster-deps` installs them\n"
+    )
+
+
+def test_no_space_for_a_build(bare: None, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", str(tmp_path)], check=True)
+    try:
+        said = complaint("up", XDG_CACHE_HOME=str(tmp_path))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert "MB left, a build needs" in said
+    assert "free some, or set XDG_CACHE_HOME" in said
+
+
+def test_another_command_is_using_it(bare: None) -> None:
+    with machine.claimed():
+        assert "another command uses the testbed: wait until it has ended" in complaint("up")
+    assert command("down").returncode == 0

@@ -1,0 +1,11 @@
+"""What a contributor is told when the testbed cannot do what was asked: one sentence, with what to do next."""
+
+
+class TestbedError(Exception):
+    """The message says what happened and what to do."""
+
+    __test__ = False
+
+
+class Unable(TestbedError):
+    """This machine cannot run a testbed. Tests skip, except in CI."""

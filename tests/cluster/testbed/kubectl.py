@@ -1,0 +1,134 @@
+"""kubectl, as a person would use it: one call, one command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cluster.testbed.errors import TestbedError
+
+Document = dict[str, Any]
+
+_NO_IMAGE = "`make cluster-up` builds and loads those of the Dockerfiles"
+_HOPELESS = {
+    "ErrImageNeverPull": _NO_IMAGE,
+    "ErrImagePull": _NO_IMAGE,
+    "ImagePullBackOff": _NO_IMAGE,
+    "InvalidImageName": "correct its name",
+    "CreateContainerConfigError": "a Secret or ConfigMap that it names is missing",
+}
+
+
+class KubectlFailed(TestbedError):
+    """The message is what kubectl said."""
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """Commands against one cluster and, if one is set, in one namespace."""
+
+    program: Path
+    kubeconfig: Path
+    namespace: str = ""
+
+    def within(self, namespace: str) -> Kubectl:
+        return replace(self, namespace=namespace)
+
+    def __call__(self, *words: str, stdin: str | None = None) -> str:
+        """What the command prints. Raises KubectlFailed with its words."""
+        done = subprocess.run(self.command(*words), input=stdin, capture_output=True, text=True)
+        if done.returncode:
+            raise KubectlFailed(f"kubectl {' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def command(self, *words: str) -> list[str]:
+        scope = [f"--namespace={self.namespace}"] if self.namespace else []
+        return [str(self.program), f"--kubeconfig={self.kubeconfig}", *scope, *words]
+
+    def apply(self, *documents: Document) -> None:
+        """Validated strictly: a field that the API server does not know is an error."""
+        self("apply", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(documents))
+
+    def get(self, kind: str, name: str) -> Document:
+        document: Document = json.loads(self("get", kind, name, "-o", "json"))
+        return document
+
+    def list(self, kind: str, *words: str) -> list[Document]:
+        items: list[Document] = json.loads(self("get", kind, *words, "-o", "json"))["items"]
+        return items
+
+    def patch(self, kind: str, name: str, patch: Document, *words: str) -> None:
+        self("patch", kind, name, "--type=merge", f"--patch={json.dumps(patch)}", *words)
+
+    def wait(self, what: str, *, until: str, timeout_s: float = 60) -> None:
+        """`until` as in `kubectl wait --for`. Raises KubectlFailed when the time is over."""
+        self("wait", what, f"--for={until}", f"--timeout={timeout_s}s")
+
+    def await_ready(self, pod: str, *, timeout_s: float = 60) -> None:
+        """Raises KubectlFailed when the time is over, and at once if it can never start."""
+        for status in self._statuses(f"pod/{pod}", timeout_s):
+            if "Ready" in _true(status):
+                return
+            for container in status.get("containerStatuses", []):
+                reason = container["state"].get("waiting", {}).get("reason")
+                if todo := _HOPELESS.get(reason):
+                    raise KubectlFailed(f"pod {pod} cannot start: {reason} {container['image']}: {todo}")
+        raise KubectlFailed(
+            f"pod {pod} is not ready after {timeout_s:.0f} s: `kubectl describe pod {pod}` tells why"
+        )
+
+    def await_success(self, job: str, *, timeout_s: float) -> None:
+        """Until the Job's criteria are met; pods may still run. Raises KubectlFailed if it fails, or takes too long."""
+        for status in self._statuses(f"job/{job}", timeout_s):
+            conditions = _true(status)
+            if "SuccessCriteriaMet" in conditions:
+                return
+            if "FailureTarget" in conditions:
+                raise KubectlFailed(f"job {job} failed: {conditions['FailureTarget']}")
+        raise KubectlFailed(f"job {job} has not succeeded after {timeout_s:.0f} s")
+
+    def _statuses(self, what: str, timeout_s: float) -> Iterator[Document]:
+        """Each status that it is seen in, the present one first, until the time is over."""
+        words = [
+            "get",
+            what,
+            "--watch",
+            f"--request-timeout={timeout_s}s",
+            '--output=jsonpath={.status}{"\\n"}',
+        ]
+        with subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            try:
+                for line in watching.stdout:
+                    yield json.loads(line)
+            finally:
+                watching.kill()
+
+    def require(self) -> None:
+        """Raises KubectlFailed with one sentence if nobody could use this cluster."""
+        if not os.access(self.kubeconfig, os.R_OK):
+            raise KubectlFailed(
+                f"the kubeconfig {self.kubeconfig} cannot be read: set CRAWLFLEET_TEST_KUBECONFIG to one"
+            )
+        try:
+            self("get", "--raw=/readyz", "--request-timeout=5s")
+        except KubectlFailed as exc:
+            last = str(exc).splitlines()[-1]
+            raise KubectlFailed(
+                f"the cluster of {self.kubeconfig} does not answer: {last}; start it, or name another"
+            ) from exc
+
+
+def _true(status: Document) -> dict[str, str]:
+    """The conditions that hold, with their messages."""
+    return {
+        condition["type"]: condition.get("message", "")
+        for condition in status.get("conditions", [])
+        if condition["status"] == "True"
+    }

@@ -1,0 +1,76 @@
+"""The host's side of the cluster's network: one interface with the nodes' addresses, and forwarding.
+
+Pods are wired point to point (CNI's `ptp`): no bridge, so all their traffic is routed by the host and kube-proxy's rules
+see it. Nothing leaves the machine: there is no masquerading to the outside.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cluster.testbed.errors import TestbedError
+from cluster.testbed.place import INTERFACE, NETWORK, STATE, NodePlace
+
+_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+_FORWARD_BEFORE = STATE / "ip_forward"
+_INTERFACE = Path("/sys/class/net") / INTERFACE
+_RESULTS = Path("/var/lib/cni/results")
+
+
+def set_up(nodes: Sequence[NodePlace]) -> None:
+    _ip("link", "add", INTERFACE, "type", "bridge")
+    _ip("link", "set", INTERFACE, "up")
+    for node in nodes:
+        _ip("addr", "add", f"{node.address}/32", "dev", INTERFACE)
+    _FORWARD_BEFORE.write_text(_FORWARD.read_text())
+    _FORWARD.write_text("1")
+
+
+def remove() -> None:
+    """Whatever there is of it. Pods' own interfaces go with their namespaces."""
+    with suppress(FileNotFoundError):
+        _FORWARD.write_text(_FORWARD_BEFORE.read_text())
+    if _INTERFACE.exists():
+        _ip("link", "delete", INTERFACE)
+    for table in _tables():
+        subprocess.run(["nft", "delete", *table.split()], capture_output=True, check=True)
+    for result in _RESULTS.glob(f"{NETWORK}-*"):
+        result.unlink(missing_ok=True)
+
+
+def left() -> list[str]:
+    """What there is of it, in words."""
+    interfaces = [f"interface {INTERFACE}"] if _INTERFACE.exists() else []
+    return [*interfaces, *_tables(), *map(str, _RESULTS.glob(f"{NETWORK}-*"))]
+
+
+def _tables() -> list[str]:
+    """The rules of kube-proxy: `table FAMILY NAME`."""
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    return [table for table in tables.splitlines() if table.endswith(" kube-proxy")]
+
+
+def require_free(ports: Sequence[tuple[str, int]]) -> None:
+    """Raises TestbedError that names the first port that somebody uses."""
+    for address, port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as exc:
+                raise TestbedError(
+                    f"port {port} of {address} cannot be used ({exc.strerror}): end what uses it"
+                    f" (`ss -ltnp sport = :{port}` tells), then try again"
+                ) from exc
+
+
+def _ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise TestbedError(
+            f"`ip {' '.join(words)}` failed: {done.stderr.strip()}; `make cluster-down` clears what is left"
+        )
