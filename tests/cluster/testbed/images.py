@@ -1,7 +1,8 @@
 """The images that a testbed's nodes run, built by buildah (no daemon, no registry) and written as files that `ctr` imports.
 
 The repository's Dockerfiles are built as they are. What stands in for `debian:bookworm-slim` is made by debootstrap; it alone
-knows where this machine gets its packages from. buildah keeps every layer: a build that changes nothing takes seconds.
+knows where this machine gets its packages from. An image whose files have not changed is not built again; else buildah
+still has the layers that come before the change.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.testbed.binaries import Binaries
 from cluster.testbed.errors import TestbedError, Unable
@@ -56,12 +58,11 @@ DPkg::Post-Invoke {{ "rm -f /var/cache/apt/archives/*.deb"; }};
 _PIP = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "cert")
 """The settings of this machine's pip that say where packages come from."""
 _LOG_LINES = 15
-_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
 class Built:
-    """An image: `id` is what a node knows it by, `size` is uncompressed bytes, to three digits."""
+    """An image: `id` is what a node knows it by, `size` its bytes, uncompressed."""
 
     name: str
     id: str
@@ -70,22 +71,23 @@ class Built:
 
 @dataclass(frozen=True)
 class _Recipe:
+    """How an image is made; `files` is all that goes into it, apart from the base."""
+
     name: str
     dockerfile: Path
     context: Path
+    files: Sequence[Path]
     target: str = ""
 
     def words(self) -> list[str]:
         target = [f"--target={self.target}"] if self.target else []
         return [*target, f"--file={self.dockerfile}", f"--tag={self.name}", str(self.context)]
 
-
-_RECIPES = (
-    _Recipe(CRAWLER, REPOSITORY / "Dockerfile.crawler", REPOSITORY, "crawler"),
-    _Recipe(CHROME, REPOSITORY / "Dockerfile.crawler", REPOSITORY, "chrome"),
-    _Recipe(OPERATOR, REPOSITORY / "Dockerfile.operator", REPOSITORY),
-    _Recipe(POSTGRES, SOURCES / "images" / "postgres.Dockerfile", SOURCES / "images"),
-)
+    def fingerprint(self, base: str) -> str:
+        digest = hashlib.sha256(f"{base} {self.target}".encode())
+        for path in (self.dockerfile, *self.files):
+            digest.update(f"{path}\n".encode() + path.read_bytes())
+        return digest.hexdigest()
 
 
 class Images:
@@ -99,23 +101,16 @@ class Images:
 
     def build(self) -> list[Built]:
         """All images; only what has changed is built. Raises TestbedError."""
-        base = self._base()
-        binaries = Binaries(say=self._say)
-        for recipe in _RECIPES:
-            self._build(recipe, base)
-        for name, program in ((COREDNS, binaries.coredns()), (PAUSE, binaries.pause())):
-            self._build(self._recipe_of(name, program), base)
-        found = self._found()
-        return [found[name] for name in (*(recipe.name for recipe in _RECIPES), COREDNS, PAUSE)]
-
-    def built(self, name: str) -> Built:
-        """One that was built before."""
-        return self._found()[name]
+        base, binaries = self._base(), Binaries(say=self._say)
+        programs = {COREDNS: binaries.coredns(), PAUSE: binaries.pause()}
+        recipes = [*_recipes(), *(self._recipe_of(name, program) for name, program in programs.items())]
+        there = self._names()
+        return [self._build(recipe, base, is_there=recipe.name in there) for recipe in recipes]
 
     def archive(self, built: Built) -> Path:
         """The image as a docker-archive. Of each name the newest is kept."""
-        stem = built.name.replace("/", "-").replace(":", "-")
-        file = self._folder / "archives" / f"{stem}-{_short(built.id)}.tar"
+        stem = _file_name(built.name)
+        file = self._folder / "archives" / f"{stem}-{built.id.removeprefix('sha256:')[:12]}.tar"
         if file.exists():
             return file
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -135,10 +130,9 @@ class Images:
         finally:
             self._buildah("unpack", "rm", container)
 
-    def config(self, name: str) -> Mapping[str, object]:
+    def config(self, name: str) -> Mapping[str, Any]:
         """What the Dockerfile says of how to run it: `User`, `Env`, `Entrypoint`, `Cmd`, `Labels` …"""
-        told = json.loads(self._buildah("inspect", "inspect", "--type=image", name))
-        config: Mapping[str, object] = told["Docker"]["config"]
+        config: Mapping[str, Any] = self._inspect(name)["Docker"]["config"]
         return config
 
     def _base(self) -> str:
@@ -151,7 +145,7 @@ class Images:
             _TRUSTED_THERE: _TRUSTED.read_text(),
         }
         name = f"localhost/testbed/base:{_digest(json.dumps(files))}"
-        if name not in self._found():
+        if name not in self._names():
             self._say("making the base image (a minute, once)")
             container = self._buildah("base", "from", "scratch")
             try:
@@ -169,18 +163,25 @@ class Images:
         mirror = next(line.split()[1] for line in sources.splitlines() if line.split()[2] == RELEASE)
         self._command("base", ["debootstrap", "--variant=minbase", RELEASE, str(root), mirror])
 
-    def _build(self, recipe: _Recipe, base: str) -> None:
-        what = recipe.target or recipe.name.rpartition("/")[2].partition(":")[0]
-        self._say(f"building {recipe.name}")
-        self._buildah(
-            what,
-            "build",
-            "--isolation=chroot",
-            "--format=docker",  # its id is then the one that nodes know it by
-            "--layers",
-            f"--build-arg=BASE_IMAGE={base}",
-            *recipe.words(),
-        )
+    def _build(self, recipe: _Recipe, base: str, *, is_there: bool) -> Built:
+        note = self._folder / "fingerprints" / _file_name(recipe.name)
+        fingerprint = recipe.fingerprint(base)
+        if not is_there or not note.exists() or note.read_text() != fingerprint:
+            self._say(f"building {recipe.name}")
+            self._buildah(
+                _file_name(recipe.name),
+                "build",
+                "--isolation=chroot",
+                "--format=docker",  # its id is then the one that nodes know it by
+                "--layers",
+                f"--build-arg=BASE_IMAGE={base}",
+                *recipe.words(),
+            )
+            note.parent.mkdir(exist_ok=True)
+            note.write_text(fingerprint)
+        manifest = json.loads(self._inspect(recipe.name)["Manifest"])
+        size = sum(layer["size"] for layer in manifest["layers"])
+        return Built(recipe.name, manifest["config"]["digest"], size)
 
     def _recipe_of(self, name: str, program: Path) -> _Recipe:
         """An image of nothing but a static program."""
@@ -188,16 +189,16 @@ class Images:
         dockerfile.write_text(
             f'FROM scratch\nCOPY {program.name} /{program.name}\nENTRYPOINT ["/{program.name}"]\n'
         )
-        return _Recipe(name, dockerfile, program.parent)
+        return _Recipe(name, dockerfile, program.parent, [program])
 
-    def _found(self) -> dict[str, Built]:
-        """The images that there are, by name."""
-        told = json.loads(self._buildah("list", "images", "--no-trunc", "--json"))
-        return {
-            name: Built(name, image["id"], _bytes(image["size"]))
-            for image in told or []
-            for name in image["names"] or []
-        }
+    def _names(self) -> set[str]:
+        """Of the images that there are."""
+        told = json.loads(self._buildah("list", "images", "--json"))
+        return {name for image in told or [] for name in image["names"] or []}
+
+    def _inspect(self, name: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self._buildah("inspect", "inspect", "--type=image", name))
+        return told
 
     def _buildah(self, what: str, *words: str) -> str:
         storage = [f"--root={self._folder / 'storage'}", f"--runroot={self._run}", "--storage-driver=overlay"]
@@ -260,15 +261,29 @@ def _pip_settings() -> str:
     return "[global]\n" + "".join(f"{name} = {settings[name]}\n" for name in _PIP if name in settings)
 
 
+def _recipes() -> list[_Recipe]:
+    ours, tests = _files_of_ours(), SOURCES / "images"
+    crawler, operator = REPOSITORY / "Dockerfile.crawler", REPOSITORY / "Dockerfile.operator"
+    return [
+        _Recipe(CRAWLER, crawler, REPOSITORY, ours, "crawler"),
+        _Recipe(CHROME, crawler, REPOSITORY, ours, "chrome"),
+        _Recipe(OPERATOR, operator, REPOSITORY, ours),
+        _Recipe(POSTGRES, tests / "postgres.Dockerfile", tests, [tests / "postgres-start.sh"]),
+    ]
+
+
+def _files_of_ours() -> list[Path]:
+    """What .dockerignore lets into a build."""
+    rules = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    allowed = [REPOSITORY / rule[1:] for rule in rules if rule.startswith("!")]
+    found = {path for top in allowed for path in (top, *top.rglob("*")) if path.is_file()}
+    return sorted(path for path in found if "__pycache__" not in path.parts)
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _short(image_id: str) -> str:
-    return image_id.removeprefix("sha256:")[:12]
-
-
-def _bytes(size: str) -> int:
-    """Of what buildah writes for people, such as `214 MB`."""
-    number, unit = size.split()
-    return round(float(number) * _UNITS[unit])
+def _file_name(name: str) -> str:
+    """Of an image: `crawlfleet-crawler`."""
+    return name.removeprefix("localhost/").removesuffix(":test").replace("/", "-")
