@@ -53,8 +53,7 @@ def test_planning_it_again_changes_nothing(seat: Seat) -> None:
     assert seat.ok(*words(seat)) == seat.ok(*words(seat))
 
     assert work(seat) == 0
-    seat.ok(*words(seat))
-    assert "nightly: closed, round 1" in seat.ok("status", "nightly")
+    assert "batch nightly is closed already; to crawl again, rename it" in seat.ok(*words(seat))
 
 
 def test_an_edited_file_is_refused_while_the_batch_before_it_is_open(seat: Seat) -> None:

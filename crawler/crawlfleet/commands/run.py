@@ -15,7 +15,15 @@ from crawlfleet.demo.violations import SEEN
 from crawlfleet.documents import load
 from crawlfleet.errors import INTERRUPTED, BadInput
 from crawlfleet.keys import check_keys
-from crawlfleet.local.run import Interrupt, LocalRun, exit_code, look_for_namesakes, plan_batch, run_batches
+from crawlfleet.local.run import (
+    CLOSED_ALREADY,
+    Interrupt,
+    LocalRun,
+    exit_code,
+    look_for_namesakes,
+    plan_batch,
+    run_batches,
+)
 from crawlfleet.local.shops import Shop, running_shops
 from crawlfleet.local.view import say
 from crawlfleet.local.watch import progress
@@ -67,6 +75,10 @@ def _plan(conn: Connection, arguments: Arguments, console: Console, plan: BatchP
     look_for_namesakes(conn, plan, console, cancel=command_line(arguments, "cancel", plan.name))
     batch_id = plan_batch(conn, plan, plan.workers)
     fleet.recount(conn, batch_id)
+    found = batches.find(conn, plan.uid)
+    if found and found.state == "closed":
+        say(console, CLOSED_ALREADY.format(plan.name))
+        return
     tasks = progress(batches.counts(conn, batch_id)).total
     say(console, f"planned: {plan.name} ({tasks} tasks; workers 0 to {plan.workers - 1} crawl them)")
 

@@ -35,6 +35,7 @@ DRAINS = "running crawls to end (draining)"
 DRAINED = "nothing, since every worker has drained"
 ALL_DRAINED = "every worker was drained by `crawlfleet drain`; the same command starts new ones and goes on"
 DRAINING = "draining: running crawls end, nothing new begins; Ctrl-C again stops at once"
+CLOSED_ALREADY = "batch {} is closed already; to crawl again, rename it or retry it"
 SHOP_DIED = (
     "{}: the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
 )
@@ -124,7 +125,7 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
             bury_strangers(conn, batch_id)
         fleet.recount(conn, batch_id)
         if _find(conn, plan.uid).state == "closed":
-            say(run.console, f"batch {plan.name} is closed already; to crawl again, rename it or retry it")
+            say(run.console, CLOSED_ALREADY.format(plan.name))
             return _told(run, conn, plan.uid)
     chrome = any(needs_browser(manifests.sources[name].spec.adapter) for name in batch.spec.sources)
     if chrome:
