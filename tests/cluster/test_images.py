@@ -143,6 +143,21 @@ def test_its_command_runs_as_nobody_special_on_a_read_only_file_system(image: Im
     assert re.fullmatch(r"k[0-9a-f]{8}:\S{44}\n", image.do("crawlfleet", "keys", "new"))
 
 
+@pytest.mark.parametrize(
+    ("image", "modules"),
+    [
+        (
+            CRAWLER,
+            "crawlfleet.worker, crawlfleet.browser.pool, crawlfleet.sources.ably, crawlfleet.sources.cafe24",
+        ),
+        (OPERATOR, "kopf, kubernetes.aio.client, crawlfleet_operator"),
+    ],
+    indirect=["image"],
+)
+def test_what_it_works_with_is_whole(image: Image, modules: str) -> None:
+    image.do("python", "-c", f"import {modules}")
+
+
 @pytest.mark.parametrize("image", [OPERATOR], indirect=True)
 def test_the_operators_image_prints_the_definitions_and_migrates(image: Image) -> None:
     assert "kind: CustomResourceDefinition" in image.do("crawlfleet", "crds")

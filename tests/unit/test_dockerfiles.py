@@ -38,6 +38,12 @@ def test_an_image_runs_as_a_number_that_is_not_root(file: Path) -> None:
             assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", last(stage, "USER")), name
 
 
+def test_our_images_share_their_first_layers() -> None:
+    crawler, operator = (stages(file)["python"] for file in OURS)
+
+    assert crawler == operator
+
+
 @pytest.mark.parametrize("file", OURS, ids=lambda file: file.name)
 def test_the_labels_name_the_version_of_the_package(file: Path) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
