@@ -31,6 +31,13 @@ def stages(file: Path) -> dict[str, list[Instruction]]:
     return found
 
 
+def images(file: Path) -> dict[str, list[Instruction]]:
+    """The stages that no other one is made of."""
+    used = {rest.split()[0] for word, rest in instructions(file) if word == "FROM"}
+    used |= {found[1] for word, rest in instructions(file) if (found := re.match(r"--from=(\S+)", rest))}
+    return {name: stage for name, stage in stages(file).items() if name not in used}
+
+
 def last(stage: list[Instruction], word: str) -> str:
     """What the stage says last with that instruction; empty if nothing."""
     return next((rest for found, rest in reversed(stage) if found == word), "")
