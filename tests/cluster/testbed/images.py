@@ -245,7 +245,9 @@ def _apt_sources() -> str:
         raise Unable("images are built from Debian's packages, and this machine has no apt-get") from exc
     lines = sorted({line for line in told.splitlines() if line.split()[2].startswith(RELEASE)})
     if not any(line.split()[2] == RELEASE for line in lines):
-        raise Unable(f"images are built from Debian {RELEASE}, and apt has no source of it here")
+        raise Unable(
+            f"images are built from Debian {RELEASE}, and apt knows no source of it here: try `apt-get update`"
+        )
     return "\n".join(lines) + "\n"
 
 
