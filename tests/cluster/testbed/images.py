@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -86,7 +87,7 @@ class _Recipe:
     def fingerprint(self, base: str) -> str:
         digest = hashlib.sha256(f"{base} {self.target}".encode())
         for path in (self.dockerfile, *self.files):
-            digest.update(f"{path}\n".encode() + path.read_bytes())
+            digest.update(f"{os.path.relpath(path, self.context)}\n".encode() + path.read_bytes())
         return digest.hexdigest()
 
 
