@@ -71,7 +71,7 @@ chaos: setup test-deps chrome-deps ## kill workers, browsers and databases, and 
 	$(BIN)/pytest -s tests/chaos
 
 cluster-deps: ## install the Debian packages that a test cluster needs (as root), or say which
-	@scripts/system-packages etcd-server 'command -v etcd' containerd 'command -v containerd' runc 'command -v runc' \
+	@scripts/system-packages containerd 'command -v containerd' runc 'command -v runc' \
 	  containernetworking-plugins 'test -x /usr/lib/cni/ptp' iproute2 'command -v ip' nftables 'command -v nft' \
 	  conntrack 'command -v conntrack' buildah 'command -v buildah' debootstrap 'test -x /usr/sbin/debootstrap'
 

@@ -110,13 +110,13 @@ def test_a_version_that_is_not_pinned(bare: None) -> None:
 
 
 def test_a_tool_that_is_missing(bare: None, tmp_path: Path) -> None:
-    """A PATH with everything but etcd."""
+    """A PATH with everything but runc."""
     for tool in [*machine.TOOLS, "go"]:
         found = shutil.which(tool)
-        if found and tool != "etcd":
+        if found and tool != "runc":
             (tmp_path / tool).symlink_to(found)
     assert complaint("up", PATH=str(tmp_path)) == (
-        "error: a testbed needs etcd-server: `make cluster-deps` installs them\n"
+        "error: a testbed needs runc: `make cluster-deps` installs them\n"
     )
 
 

@@ -135,14 +135,14 @@ def test_hundreds_of_fake_nodes_run_fake_pods(testbed: Cluster, namespace: Kubec
             "kind": "Deployment",
             "metadata": {"name": "many"},
             "spec": {
-                "replicas": 300,
+                "replicas": 200,
                 "selector": {"matchLabels": {"app": "many"}},
                 "template": {"metadata": {"labels": {"app": "many"}}, "spec": template["spec"]},
             },
         }
         namespace.apply(deployment)
-        namespace.wait("deployment/many", until="jsonpath={.status.readyReplicas}=300", timeout_s=240)
-        assert len({pod["spec"]["nodeName"] for pod in namespace.list("pods")}) > 100
+        namespace.wait("deployment/many", until="jsonpath={.status.readyReplicas}=200", timeout_s=90)
+        assert len({pod["spec"]["nodeName"] for pod in namespace.list("pods")}) > 50
     finally:
         namespace("delete", "deployment", "many", "--ignore-not-found", "--cascade=foreground")
         testbed.remove_fake_nodes()

@@ -37,6 +37,10 @@ class Binaries:
         """The folder with the links `kube-apiserver`, `kubectl` and so on."""
         return self._built(f"kubernetes-{self.version}", "kubernetes", self._build_kubernetes)
 
+    def etcd(self) -> Path:
+        """Debian's is too old for what the API server streams."""
+        return self._program("etcd", "go.etcd.io/etcd/server/v3")
+
     def coredns(self) -> Path:
         """The cluster's DNS."""
         return self._program("coredns", ".")

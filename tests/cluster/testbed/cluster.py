@@ -45,6 +45,7 @@ class Cluster:
                     f"--kubeconfig={KUBECONFIG}",
                     f"--config={SOURCES / 'manifests' / 'kwok.yaml'}",
                     "--manage-all-nodes=false",
+                    "--node-lease-duration-seconds=40",
                     f"--manage-nodes-with-label-selector={_FAKE}=true",
                 ]
             )
@@ -66,12 +67,11 @@ def up(version: str = VERSION, *, nodes: int = NODES, say: Say = print) -> Clust
     """
     machine.require()
     running = is_running(version, nodes)
-    programs = Binaries(version, say).kubernetes()
-    images = Images(CACHE, say)
+    binaries, images = Binaries(version, say), Images(CACHE, say)
     built = images.build() if nodes else []
-    cluster = _handle(version, nodes, programs)
+    cluster = _handle(version, nodes, binaries.kubernetes())
     if not running:
-        _start(cluster, programs, say)
+        _start(cluster, binaries, say)
     _load(cluster.nodes, built, images)
     if nodes:
         _await_nodes(cluster, say)
@@ -81,8 +81,9 @@ def up(version: str = VERSION, *, nodes: int = NODES, say: Say = print) -> Clust
 def build(say: Say = print) -> None:
     """All that `up` would have to build."""
     machine.require()
-    Binaries(VERSION, say).kubernetes()
-    Binaries(VERSION, say).kwok()
+    binaries = Binaries(VERSION, say)
+    for program in (binaries.kubernetes, binaries.etcd, binaries.kwok):
+        program()
     Images(CACHE, say).build()
 
 
@@ -106,14 +107,15 @@ def is_running(version: str = VERSION, nodes: int = NODES) -> bool:
     return True
 
 
-def _start(cluster: Cluster, programs: Path, say: Say) -> None:
+def _start(cluster: Cluster, binaries: Binaries, say: Say) -> None:
+    programs, etcd = binaries.kubernetes(), binaries.etcd()
     remains.clear()
     say(f"starting Kubernetes {cluster.version} with {len(cluster.nodes)} nodes")
     STATE.mkdir(parents=True)
     _set_up_network([node.place for node in cluster.nodes])
     authority = Authority()
     authority.kubeconfig(*_ADMINISTRATOR, to=KUBECONFIG)
-    cluster.control_plane.define(programs, authority)
+    cluster.control_plane.define(programs, etcd, authority)
     for node in cluster.nodes:
         node.define(programs, authority)
         node.start_containerd()

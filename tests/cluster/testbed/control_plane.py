@@ -30,10 +30,10 @@ class ControlPlane:
     proxy = Daemon("kube-proxy")
 
     @classmethod
-    def define(cls, programs: Path, authority: Authority) -> None:
+    def define(cls, programs: Path, etcd: Path, authority: Authority) -> None:
         """What each is told; none is started."""
         tokens = authority.signing_key("service-accounts")
-        cls.etcd.define(_etcd())
+        cls.etcd.define(_etcd(etcd))
         cls.api_server.define(_api_server(programs, authority, tokens))
         cls.controllers.define(_controllers(programs, authority, tokens))
 
@@ -67,10 +67,10 @@ def _answers() -> bool:
         return False
 
 
-def _etcd() -> Command:
+def _etcd(program: Path) -> Command:
     client, peer = f"http://127.0.0.1:{ETCD_PORT}", f"http://127.0.0.1:{ETCD_PORT + 1}"
     return [
-        "etcd",
+        program,
         f"--data-dir={STATE / 'etcd'}",
         "--unsafe-no-fsync",  # nobody needs the data after a power cut
         f"--listen-client-urls={client}",

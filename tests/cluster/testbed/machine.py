@@ -17,7 +17,6 @@ from cluster.testbed.nodes import HEALTH_PORT, KUBELET_PORT
 from cluster.testbed.place import API_ADDRESS, API_PORT, NodePlace
 
 TOOLS = {
-    "etcd": "etcd-server",
     "containerd": "containerd",
     "runc": "runc",
     "ip": "iproute2",
