@@ -61,7 +61,7 @@ lock: setup ## raise every dependency to its newest version in the locks: of eve
 	$(LOCK) --constraint requirements.lock --only-build-deps --build-deps-for wheel \
 	  --output-file requirements-build.lock pyproject.toml
 
-bench: setup bench-deps ## measure, beside Celery and Redis: `make bench BENCH="throughput --save FILE"`
+bench: setup bench-deps chrome-deps cluster-deps ## measure, beside Celery and Redis: `make bench BENCH="throughput --save FILE"`
 	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 bench-deps: ## the same for the benchmarks

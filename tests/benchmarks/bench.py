@@ -26,6 +26,7 @@ import memory
 import planning
 import psycopg
 import seed_figures
+import testbed_speed
 import throughput
 from figures import Figure, table
 from rig import Rig
@@ -41,6 +42,7 @@ CASES: dict[str, Callable[[Rig], list[Figure]]] = {
     "even-load": even_load.measure,
     "memory": memory.measure,
     "browser": browser.measure,
+    "cluster": testbed_speed.measure,
     "clean-clone": clean_clone.measure,
 }
 NOT_MEASURED = (CrawlfleetError, RuntimeError, CalledProcessError, psycopg.Error)

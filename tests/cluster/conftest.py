@@ -19,11 +19,10 @@ from cluster.testbed import daemons, machine
 from cluster.testbed.binaries import VERSION
 from cluster.testbed.cluster import Cluster
 from cluster.testbed.errors import TestbedError, Unable
-from cluster.testbed.kubectl import Kubectl, KubectlFailed
+from cluster.testbed.kubectl import Kubectl, KubectlFailed, fresh_namespace
 from cluster.testbed.place import LOGS
 
 _OTHER = "CRAWLFLEET_TEST_KUBECONFIG"
-_RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 _numbers = count(1)
 
 
@@ -82,13 +81,8 @@ def namespace(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kube
     """kubectl in a namespace of this test alone, which admits only pods of the restricted standard."""
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
     name = f"{words[:40].strip('-')}-{os.getpid()}-{next(_numbers)}"
-    kubectl("create", "namespace", name)
-    kubectl("label", "namespace", name, _RESTRICTED)
-    within = kubectl.within(name)
-    within.wait("serviceaccount/default", until="create")
-    yield within
-    kubectl("delete", "jobs,pods", "--all", f"--namespace={name}", "--grace-period=1", "--wait=false")
-    kubectl("delete", "namespace", name, "--wait=false")
+    with fresh_namespace(kubectl, name) as within:
+        yield within
 
 
 @pytest.hookimpl(wrapper=True)

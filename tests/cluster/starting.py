@@ -1,13 +1,16 @@
-"""How long a crawler pod takes from its creation to its first task, in parts."""
+"""How long a crawler pod takes from the creation of its Job to its first task, in parts."""
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from cluster.stage import Stage
 from cluster.testbed.kubectl import Kubectl
+from fleet import until
 
 CRAWLER = "crawler"
 _AGE = "import time; s = float(open('/proc/1/stat').read().rpartition(')')[2].split()[19]) / 100"
@@ -37,8 +40,19 @@ class Start:
         return f"{self.total_s:.2f} s from creation to the first task: {parts}"
 
 
-def measure(kubectl: Kubectl, pod: str, created_at: float) -> Start:
-    """Of a pod that crawls already. `created_at` is the clock of this machine when it was created."""
+def of_first_pod(place: Stage) -> Start:
+    """Start a fleet of one worker on what is prepared, and wait for its first crawl."""
+    created_at = time.time()
+    place.start_fleet(workers=1)
+    pod = until(lambda: place.kubectl("get", "pods", "--selector=app=fleet", "-o", "name"), "a pod").strip()
+    place.kubectl.wait(pod, until="condition=Ready")
+    name = pod.removeprefix("pod/")
+    until(lambda: '"crawled"' in place.kubectl("logs", name, f"--container={CRAWLER}"), "a crawl")
+    return _measured(place.kubectl, name, created_at)
+
+
+def _measured(kubectl: Kubectl, pod: str, created_at: float) -> Start:
+    """Of a pod that crawls. `created_at` is the clock of this machine when its Job was created."""
     scheduled_at = _scheduled_at(kubectl, pod)
     process_at = float(kubectl("exec", pod, f"--container={CRAWLER}", "--", "python3", "-c", _STARTED_AT))
     said = _events(kubectl, pod, CRAWLER)

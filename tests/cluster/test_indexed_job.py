@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 from cluster import starting
 from cluster.stage import stage, truth
 from cluster.testbed.kubectl import Kubectl
-from fleet import until
 
 CRAWLED_S = 200
 
@@ -31,14 +29,7 @@ def test_three_pods_bring_every_item_and_go(namespace: Kubectl, tmp_path: Path) 
 def test_a_pod_tells_how_long_it_took_to_its_first_task(namespace: Kubectl, tmp_path: Path) -> None:
     with stage(namespace, tmp_path) as place:
         place.prepare(workers=1)
-        created_at = time.time()
-        place.start_fleet(workers=1)
-        pod = until(lambda: namespace("get", "pods", "--selector=app=fleet", "-o", "name"), "a pod").strip()
-        namespace.wait(pod, until="condition=Ready", timeout_s=60)
-        name = pod.removeprefix("pod/")
-        until(lambda: '"crawled"' in namespace("logs", name, "--container=crawler"), "a crawl")
-
-        start = starting.measure(namespace, name, created_at)
+        start = starting.of_first_pod(place)
 
     print(start)
     assert all(seconds > 0 for seconds in vars(start).values())

@@ -1,7 +1,7 @@
 """What a contributor is told when the testbed cannot do what was asked: one sentence, with what to do next."""
 
 
-class TestbedError(Exception):
+class TestbedError(RuntimeError):
     """The message says what happened and what to do."""
 
     __test__ = False

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,9 @@ class Kubectl:
     def patch(self, kind: str, name: str, patch: Document, *words: str) -> None:
         self("patch", kind, name, "--type=merge", f"--patch={json.dumps(patch)}", *words)
 
-    def wait(self, what: str, *, until: str, timeout_s: float = 60) -> None:
+    def wait(self, what: str, *words: str, until: str, timeout_s: float = 60) -> None:
         """`until` as in `kubectl wait --for`. Raises KubectlFailed when the time is over."""
-        self("wait", what, f"--for={until}", f"--timeout={timeout_s}s")
+        self("wait", what, *words, f"--for={until}", f"--timeout={timeout_s}s")
 
     def await_ready(self, pod: str, *, timeout_s: float = 60) -> None:
         """Raises KubectlFailed when the time is over, and at once if it can never start."""
@@ -123,6 +124,18 @@ class Kubectl:
             raise KubectlFailed(
                 f"the cluster of {self.kubeconfig} does not answer: {last}; start it, or name another"
             ) from exc
+
+
+@contextmanager
+def fresh_namespace(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
+    """kubectl in a new namespace, which admits only pods of the restricted standard, and goes with all that is in it."""
+    kubectl("create", "namespace", name)
+    kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    within = kubectl.within(name)
+    within.wait("serviceaccount/default", until="create")
+    yield within
+    within("delete", "jobs,pods", "--all", "--grace-period=1", "--wait=false")
+    kubectl("delete", "namespace", name, "--wait=false")
 
 
 def _true(status: Document) -> dict[str, str]:

@@ -53,6 +53,12 @@ def left() -> list[str]:
     ]
 
 
+def processes() -> list[int]:
+    """All that a testbed runs, the processes of its pods among them."""
+    of_daemons = [pid for daemon in daemons.every() if (pid := daemon.pid())]
+    return sorted({*of_daemons, *shims(STATE), *cgroups.processes()})
+
+
 def mounts() -> Iterator[Path]:
     """What is mounted below the testbed's folders, the innermost first."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
