@@ -19,8 +19,8 @@ from cluster.testbed.place import CACHE, SOURCES
 VERSION = "v1.34.4"
 """The version that has nodes; `go.mod` pins it. Others have a module file of their own."""
 GO = SOURCES / "go"
-CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager", "kubectl")
-NODES = ("kube-scheduler", "kube-proxy", "kubelet")
+CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager")
+NODES = ("kube-scheduler", "kube-proxy", "kubelet", "kubectl")
 
 _SPACE_MB = 4096
 _LOG_LINES = 12
@@ -35,7 +35,16 @@ class Binaries:
 
     def kubernetes(self) -> Path:
         """The folder with the links `kube-apiserver`, `kubectl` and so on."""
+        if not (GO / "kubernetes" / self._module_file).exists():
+            known = ", ".join([VERSION, *sorted(path.stem for path in (GO / "kubernetes").glob("v*.mod"))])
+            raise TestbedError(
+                f"Kubernetes {self.version} has no module file in {GO}/kubernetes; there are {known}"
+            )
         return self._built(f"kubernetes-{self.version}", "kubernetes", self._build_kubernetes)
+
+    @property
+    def _module_file(self) -> str:
+        return "go.mod" if self.version == VERSION else f"{self.version}.mod"
 
     def etcd(self) -> Path:
         """Debian's is too old for what the API server streams."""
@@ -64,25 +73,19 @@ class Binaries:
             fresh = folder.with_name(f"{folder.name}.new")
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
-            _require_space(fresh)
+            require_space(fresh)
             build(fresh)
             fresh.rename(folder)
         return folder
 
     def _build_kubernetes(self, into: Path) -> None:
         whole = self.version == VERSION
-        module_file = GO / "kubernetes" / ("go.mod" if whole else f"{self.version}.mod")
-        if not module_file.exists():
-            known = ", ".join([VERSION, *sorted(path.stem for path in module_file.parent.glob("v*.mod"))])
-            raise TestbedError(
-                f"Kubernetes {self.version} has no module file in {GO}/kubernetes; there are {known}"
-            )
         _, minor, _ = self.version.removeprefix("v").split(".")
         stamps = {"gitVersion": self.version, "gitMajor": "1", "gitMinor": minor, "gitTreeState": "clean"}
         version = " ".join(
             f"-X k8s.io/component-base/version.{name}={value}" for name, value in stamps.items()
         )
-        options = [f"-modfile={module_file.name}", *([] if whole else ["-tags=controlplane"])]
+        options = [f"-modfile={self._module_file}", *([] if whole else ["-tags=controlplane"])]
         _go_build(GO / "kubernetes", into / "kubernetes", ".", options, version)
         for name in (*CONTROL_PLANE, *(NODES if whole else ())):
             (into / name).symlink_to("kubernetes")
@@ -112,7 +115,8 @@ def _fingerprint(sources: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _require_space(folder: Path) -> None:
+def require_space(folder: Path) -> None:
+    """Raises TestbedError if a build would not fit."""
     free_mb = shutil.disk_usage(folder).free // 2**20
     if free_mb < _SPACE_MB:
         raise TestbedError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cluster.testbed import daemons, machine, network, remains
 from cluster.testbed.binaries import VERSION, Binaries
@@ -68,8 +67,9 @@ def up(version: str = VERSION, *, nodes: int = NODES, say: Say = print) -> Clust
     machine.require()
     running = is_running(version, nodes)
     binaries, images = Binaries(version, say), Images(CACHE, say)
+    binaries.kubernetes()
     built = images.build() if nodes else []
-    cluster = _handle(version, nodes, binaries.kubernetes())
+    cluster = _handle(version, nodes)
     if not running:
         _start(cluster, binaries, say)
     _load(cluster.nodes, built, images)
@@ -137,11 +137,11 @@ def _set_up_network(nodes: Sequence[NodePlace]) -> None:
         raise
 
 
-def _handle(version: str, nodes: int, programs: Path) -> Cluster:
+def _handle(version: str, nodes: int) -> Cluster:
     return Cluster(
         version,
         [Node(NodePlace(number)) for number in range(nodes)],
-        Kubectl(programs / "kubectl", KUBECONFIG),
+        Kubectl(Binaries().kubernetes() / "kubectl", KUBECONFIG),
         ControlPlane(),
     )
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.testbed.binaries import Binaries
+from cluster.testbed.binaries import Binaries, require_space
 from cluster.testbed.errors import TestbedError, Unable
 from cluster.testbed.place import REPOSITORY, SOURCES
 
@@ -147,6 +147,7 @@ class Images:
         }
         name = f"localhost/testbed/base:{_digest(json.dumps(files))}"
         if name not in self._names():
+            require_space(self._folder)
             self._say("making the base image (a minute, once)")
             container = self._buildah("base", "from", "scratch")
             try:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from cluster.testbed import cgroups, daemons, network
@@ -81,10 +80,8 @@ def _remove_cgroups() -> None:
 
 def _remove_plugin_folder() -> None:
     """Unless the machine has a kubelet of its own, which has more there."""
-    (_PLUGINS / "kubelet.sock").unlink(missing_ok=True)
-    for folder in (_PLUGINS, _PLUGINS.parent):
-        with suppress(OSError):
-            folder.rmdir()
+    if _PLUGINS.exists() and [*_PLUGINS.parent.iterdir()] == [_PLUGINS]:
+        shutil.rmtree(_PLUGINS.parent)
 
 
 def _log_links() -> list[Path]:
