@@ -20,7 +20,7 @@ from cluster.testbed.binaries import VERSION
 from cluster.testbed.cluster import Cluster
 from cluster.testbed.errors import TestbedError, Unable
 from cluster.testbed.kubectl import Kubectl, KubectlFailed, fresh_namespace
-from cluster.testbed.place import LOGS
+from cluster.testbed.place import CACHE, LOGS, POD_LOGS, STATE
 
 _OTHER = "CRAWLFLEET_TEST_KUBECONFIG"
 _numbers = count(1)
@@ -91,19 +91,31 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed and isinstance(item, pytest.Function):
-        _tell(report, item.funcargs)
+        report.sections += _last_words(item.funcargs)
+        if STATE.exists():
+            report.sections.append(("all logs are kept in", str(_keep_logs(item.name))))
     return report
 
 
-def _tell(report: pytest.TestReport, used: dict[str, object]) -> None:
-    """Add what the test's pods and the cluster's components said last."""
+def _last_words(used: dict[str, object]) -> Iterator[tuple[str, str]]:
+    """What the test's pods and the cluster's components said last."""
     if isinstance(namespace := used.get("namespace"), Kubectl):
-        report.sections += [("pods and events", _ask(namespace, "get", "all,events", "-o", "wide"))]
+        yield "pods and events", _ask(namespace, "get", "all,events", "-o", "wide")
         for pod in _ask(namespace, "get", "pods", "-o", "name").split():
-            said = _ask(namespace, "logs", pod, "--all-containers", "--prefix", "--tail=20")
-            report.sections.append((f"log of {pod}", said))
-    if LOGS.exists() and used.keys() & {"kubectl", "bare"}:
-        report.sections += [(f"end of {log}", daemons.tail(log)) for log in sorted(LOGS.glob("*.log"))]
+            yield f"log of {pod}", _ask(namespace, "logs", pod, "--all-containers", "--prefix", "--tail=20")
+    if used.keys() & {"testbed", "bare"}:
+        for log in sorted(LOGS.glob("*.log")):
+            yield f"end of {log}", daemons.tail(log)
+
+
+def _keep_logs(test: str) -> Path:
+    """They go with the testbed."""
+    folder = CACHE / "failed" / re.sub(r"[^\w-]+", "-", test)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(LOGS, folder / "components")
+    if POD_LOGS.exists():
+        shutil.copytree(POD_LOGS, folder / "pods")
+    return folder
 
 
 def _ask(namespace: Kubectl, *words: str) -> str:
