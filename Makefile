@@ -61,7 +61,7 @@ lock: setup ## raise every dependency to its newest version in the locks: of eve
 	$(LOCK) --constraint requirements.lock --only-build-deps --build-deps-for wheel \
 	  --output-file requirements-build.lock pyproject.toml
 
-bench: setup bench-deps chrome-deps cluster-deps ## measure, beside Celery and Redis: `make bench BENCH="throughput --save FILE"`
+bench: setup bench-deps chrome-deps ## measure, beside Celery and Redis: `make bench BENCH="throughput --save FILE"`
 	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 bench-deps: ## the same for the benchmarks
@@ -75,21 +75,21 @@ cluster-deps: ## install the Debian packages that a test cluster needs (as root)
 	  containernetworking-plugins 'test -x /usr/lib/cni/ptp' iproute2 'command -v ip' nftables 'command -v nft' \
 	  conntrack 'command -v conntrack' buildah 'command -v buildah' debootstrap 'test -x /usr/sbin/debootstrap'
 
-cluster-build: setup cluster-deps ## build what it needs: its programs and the images
+cluster-build: setup cluster-deps ## build what the test cluster needs: its programs and the images
 	$(TESTBED) build
 
 cluster-up: setup cluster-deps ## start a real Kubernetes of two nodes on this machine (as root)
 	$(TESTBED) up
 
-cluster-down: setup ## end it, and clear whatever a killed run left
+cluster-down: setup ## end the test cluster, and clear whatever a killed run left
 	$(TESTBED) down
 
-test-cluster: setup ## test on it, or on the cluster of CRAWLFLEET_TEST_KUBECONFIG
+test-cluster: setup ## run tests/cluster on the test cluster, or on the one that CRAWLFLEET_TEST_KUBECONFIG names
 	@test "$$(id -u)" -ne 0 || test -n "$$CRAWLFLEET_TEST_KUBECONFIG" || $(MAKE) --no-print-directory cluster-deps
 	$(BIN)/pytest tests/cluster
 
-cluster-matrix: setup cluster-deps ## test the API alone on the oldest and the newest Kubernetes
-	for version in v1.31.4 v1.37.2; do $(BIN)/pytest tests/cluster/test_jobs.py --kubernetes $$version || exit; done
+cluster-matrix: setup cluster-deps ## run what needs no nodes on the other versions of Kubernetes
+	for version in $(basename $(notdir $(wildcard tests/cluster/go/kubernetes/v*.mod))); do $(BIN)/pytest tests/cluster/test_jobs.py --kubernetes $$version || exit; done
 
 clean: ## remove what the other targets made
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import groupby
 
+from crawlfleet import planner
 from crawlfleet.accounts import Account, UnknownSource
 from crawlfleet.credentials import KeyRing, account_context, proxy_context
 from crawlfleet.errors import BadInput
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Manifests, egress_caps, exit_identity, proxy_url
 from crawlfleet.planner import BatchPlan, Selector
 from crawlfleet.sources import Adapter, Credentials, adapter_names, load_adapter
+from crawlfleet.store import batches
 from crawlfleet.store.accounts import SealedAccount, locked_imports, put_accounts
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.sources import EgressSpec, Settings, lock_sources, put_source, source_id_of
@@ -103,6 +105,29 @@ def local_plan(batch: CrawlBatch, manifests: Manifests) -> BatchPlan:
         sources={source: settings_of(manifests.sources[source]) for source in spec.sources},
         retain_s=spec.ttl_seconds_after_finished,
     )
+
+
+def check_namesakes(conn: Connection, plan: BatchPlan, *, cancel: str) -> bool:
+    """Whether this is a new batch of a name that another spec had before: an edited file.
+
+    Raises BadInput while that one is open; `cancel` is the command that ends it.
+    """
+    others = batches.namesakes(conn, plan.name, plan.uid)
+    if not others or batches.find(conn, plan.uid) is not None:
+        return False
+    if any(state != "closed" for _, state in others):
+        raise BadInput(
+            f"a batch {plan.name} of another spec is still open: run it to its end with the file it began with, or end it"
+            f" by `{cancel}`, or give this one another name"
+        )
+    return True
+
+
+def plan_batch(conn: Connection, plan: BatchPlan, workers: int) -> int:
+    """Its tasks are ready for so many workers afterwards; returns its id."""
+    batch_id = planner.plan(conn, plan)
+    batches.limit_workers(conn, batch_id, workers)
+    return batch_id
 
 
 def credential_check(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psycopg
 from figures import Figure, at_most, told
@@ -20,45 +21,48 @@ from cluster.testbed.kubectl import fresh_namespace
 from crawlfleet.browser.processes import memory_mb
 
 CRAWLED_S = 300
+Made = TypeVar("Made")
 
 
 def measure(rig: Rig) -> list[Figure]:
     """A testbed that is built already is started, loaded with one fleet, and ended."""
-    machine.require()
     with machine.claimed():
+        if cluster.is_running():
+            raise RuntimeError("a test cluster is running: `make cluster-down` first")
         cluster.build()
         cluster.down()
-        up_s = _timed(cluster.up)
-        running = cluster.up()
-        running.kubectl.wait("deployment/coredns", "--namespace=kube-system", until="condition=Available")
-        idle_mb = memory_mb(remains.processes())
-        with fresh_namespace(running.kubectl, "bench") as kubectl, stage(kubectl, rig.folder) as place:
-            start, gone_s = _run_fleet(place)
-        down_s = _timed(cluster.down)
+        try:
+            running, up_s = _timed(cluster.up)
+            running.kubectl.wait("deployment/coredns", "--namespace=kube-system", until="condition=Available")
+            idle_mb = memory_mb(remains.processes())
+            with fresh_namespace(running.kubectl, "bench") as kubectl, stage(kubectl, rig.folder) as staged:
+                start, gone_s = _run_fleet(staged)
+        finally:
+            _, down_s = _timed(cluster.down)
     return [
         at_most("cluster-up, everything built, to two ready nodes", up_s, 30, "s"),
         at_most("the idle cluster's memory (PSS)", idle_mb, 1024, "MB"),
         at_most("from the Job's creation to its pod's first task", start.total_s, 6, "s", str(start)),
         at_most("from the batch's end until its pods are gone", gone_s, 10, "s"),
         at_most("cluster-down", down_s, 10, "s"),
-        told("processes that cluster-down ended", "all" if not remains.left() else str(remains.left())),
+        told("what cluster-down left", ", ".join(remains.left()) or "nothing"),
     ]
 
 
-def _run_fleet(place: Stage) -> tuple[starting.Start, float]:
+def _run_fleet(staged: Stage) -> tuple[starting.Start, float]:
     """One pod crawls the sample: how it started, and how long it stayed after the end."""
-    place.prepare(workers=1)
-    start = starting.of_first_pod(place)
-    place.kubectl.await_success("fleet", timeout_s=CRAWLED_S)
-    place.kubectl.wait("job/fleet", until="condition=Complete")
+    staged.prepare(workers=1)
+    start = starting.of_first_pod(staged)
+    staged.kubectl.await_success("fleet", timeout_s=CRAWLED_S)
+    staged.kubectl.wait("job/fleet", until="condition=Complete")
     gone_at = time.time()
-    with psycopg.connect(place.database_url) as conn:
+    with psycopg.connect(staged.database_url) as conn:
         row = conn.execute("select extract(epoch from closed_at)::float8 from batch").fetchone()
     assert row is not None
     return start, gone_at - row[0]
 
 
-def _timed(do: Callable[[], object]) -> float:
+def _timed(do: Callable[[], Made]) -> tuple[Made, float]:
     began_s = time.monotonic()
-    do()
-    return time.monotonic() - began_s
+    made = do()
+    return made, time.monotonic() - began_s

@@ -14,15 +14,15 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from cluster.ability import OTHER, told_in_one_sentence
 from cluster.testbed import cluster as testbeds
 from cluster.testbed import daemons, machine
 from cluster.testbed.binaries import VERSION
 from cluster.testbed.cluster import Cluster
-from cluster.testbed.errors import TestbedError, Unable
+from cluster.testbed.errors import TestbedError
 from cluster.testbed.kubectl import Kubectl, KubectlFailed, fresh_namespace
-from cluster.testbed.place import CACHE, LOGS, POD_LOGS, STATE
+from cluster.testbed.place import CACHE, LOGS, POD_LOGS
 
-_OTHER = "CRAWLFLEET_TEST_KUBECONFIG"
 _numbers = count(1)
 
 
@@ -43,37 +43,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def testbed(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """The cluster that is ours to break. One that ran before goes on running."""
-    if os.environ.get(_OTHER):
-        pytest.skip(f"{_OTHER} is set: that cluster is not ours to break")
+    if os.environ.get(OTHER):
+        pytest.skip(f"{OTHER} is set: that cluster is not ours to break")
     version = request.config.getoption("--kubernetes")
-    nodes = testbeds.NODES if version == VERSION else 0
-    try:
-        machine.require()
-        with machine.claimed():
-            was_there = testbeds.is_running(version, nodes)
-            yield testbeds.up(version, nodes=nodes)
-            if not was_there:
-                testbeds.down()
-    except Unable as exc:
-        if os.environ.get("CI") != "true":
-            pytest.skip(str(exc))
-        pytest.fail(str(exc), pytrace=False)
-    except TestbedError as exc:
-        pytest.fail(str(exc), pytrace=False)
+    with told_in_one_sentence(), machine.claimed():
+        was_there = testbeds.is_running(version)
+        yield testbeds.up(version)
+        if not was_there:
+            testbeds.down()
 
 
 @pytest.fixture(scope="session")
 def kubectl(request: pytest.FixtureRequest) -> Kubectl:
     """For the cluster under test, whichever it is."""
-    if kubeconfig := os.environ.get(_OTHER):
-        other = Kubectl(Path(shutil.which("kubectl") or "kubectl"), Path(kubeconfig))
-        try:
-            other.require()
-        except KubectlFailed as exc:
-            pytest.fail(str(exc), pytrace=False)
-        return other
+    if kubeconfig := os.environ.get(OTHER):
+        with told_in_one_sentence():
+            return _other(Path(kubeconfig))
     testbed: Cluster = request.getfixturevalue("testbed")
     return testbed.kubectl
+
+
+def _other(kubeconfig: Path) -> Kubectl:
+    """Raises TestbedError with one sentence if nobody could use this cluster."""
+    if not (program := shutil.which("kubectl")):
+        raise TestbedError(f"{OTHER} is set, and kubectl is not installed: install it")
+    if not os.access(kubeconfig, os.R_OK):
+        raise TestbedError(f"the kubeconfig {kubeconfig} cannot be read: set {OTHER} to one")
+    kubectl = Kubectl(Path(program), kubeconfig)
+    try:
+        kubectl("get", "--raw=/readyz", "--request-timeout=5s")
+    except KubectlFailed as exc:
+        last = str(exc).splitlines()[-1]
+        raise TestbedError(
+            f"the cluster of {kubeconfig} does not answer: {last}; start it, or name another"
+        ) from exc
+    return kubectl
 
 
 @pytest.fixture
@@ -92,20 +96,18 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and isinstance(item, pytest.Function):
         report.sections += _last_words(item.funcargs)
-        if STATE.exists():
+        if LOGS.exists() and not os.environ.get(OTHER):
+            report.sections += [(f"end of {log}", daemons.tail(log)) for log in sorted(LOGS.glob("*.log"))]
             report.sections.append(("all logs are kept in", str(_keep_logs(item.name))))
     return report
 
 
 def _last_words(used: dict[str, object]) -> Iterator[tuple[str, str]]:
-    """What the test's pods and the cluster's components said last."""
+    """What the test's pods said last."""
     if isinstance(namespace := used.get("namespace"), Kubectl):
         yield "pods and events", _ask(namespace, "get", "all,events", "-o", "wide")
         for pod in _ask(namespace, "get", "pods", "-o", "name").split():
             yield f"log of {pod}", _ask(namespace, "logs", pod, "--all-containers", "--prefix", "--tail=20")
-    if used.keys() & {"testbed", "bare"}:
-        for log in sorted(LOGS.glob("*.log")):
-            yield f"end of {log}", daemons.tail(log)
 
 
 def _keep_logs(test: str) -> Path:

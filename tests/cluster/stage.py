@@ -14,8 +14,9 @@ from typing import Any
 from urllib.request import urlopen
 
 import yaml
-from cluster.testbed.kubectl import Kubectl
-from cluster.testbed.place import REPOSITORY, SOURCES
+from cluster.job import job
+from cluster.testbed.kubectl import Document, Kubectl
+from cluster.testbed.place import MANIFESTS, REPOSITORY
 
 from crawlfleet.child import spawn
 from crawlfleet.demo.ably.config import AblyConfig
@@ -51,21 +52,16 @@ class Stage:
         said = self.kubectl("logs", "shops").splitlines()
         accounts.write_text("\n".join(line for line in said if line.startswith("{")) + "\n")
         sample = self._folder / "sample.yaml"
-        sample.write_text(
-            SAMPLE.read_text().replace("127.0.0.1", "shops").replace("workers: 2", f"workers: {workers}")
-        )
+        sample.write_text(yaml.safe_dump_all(_sample(workers)))
         self.crawlfleet("plan", "-f", str(sample), "--accounts", str(accounts))
 
     def start_fleet(self, workers: int) -> None:
-        """The Job, as the operator will make it."""
-        job = yaml.safe_load((SOURCES / "manifests" / "fleet.yaml").read_text())
-        job["spec"]["completions"] = job["spec"]["parallelism"] = workers
-        self.kubectl.apply(job)
+        self.kubectl.apply(job(workers))
 
     def crawlfleet(self, *words: str) -> str:
         """What the command prints."""
-        place = ["--database-url", self.database_url, "--keys-file", str(self._keys)]
-        command = [sys.executable, "-m", "crawlfleet", *words, *(() if words[0] == "keys" else place)]
+        options = ["--database-url", self.database_url, "--keys-file", str(self._keys)]
+        command = [sys.executable, "-m", "crawlfleet", *words, *(() if words[0] == "keys" else options)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -91,6 +87,17 @@ class Stage:
         return found
 
 
+def _sample(workers: int) -> Iterator[Document]:
+    """The sample for so many workers, at the shops of the namespace."""
+    for document in yaml.safe_load_all(SAMPLE.read_text()):
+        spec = document["spec"]
+        if document["kind"] == "CrawlSource":
+            spec["baseURL"] = spec["baseURL"].replace("127.0.0.1", "shops")
+        else:
+            spec["workers"] = workers
+        yield document
+
+
 def truth() -> Items:
     """What the sample has to bring."""
     cafe24, ably = Cafe24Shop(Cafe24Config()), AblyShop(AblyConfig())
@@ -108,8 +115,9 @@ def truth() -> Items:
 @contextmanager
 def stage(kubectl: Kubectl, folder: Path) -> Iterator[Stage]:
     """Ready to be crawled, for as long as it is entered."""
-    kubectl("apply", "--filename", str(SOURCES / "manifests" / "stage.yaml"))
-    kubectl("wait", "pod/postgres", "pod/shops", "--for=condition=Ready", "--timeout=60s")
+    kubectl("apply", "--filename", str(MANIFESTS / "stage.yaml"))
+    for pod in ("postgres", "shops"):
+        kubectl.await_ready(pod)
     with forwarded(kubectl, "pod/postgres", 5432) as port:
         yield Stage(kubectl, folder, f"postgresql://crawlfleet@127.0.0.1:{port}/crawlfleet")
 

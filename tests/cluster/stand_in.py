@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from cluster.job import JOB
 from cluster.testbed.kubectl import Document, Kubectl
 from fleet import until
 
-JOB = "fleet"
 INDEX = "batch.kubernetes.io/job-completion-index"
 LONG_AGO = timedelta(hours=1)
 """More than any back-off."""
@@ -48,7 +48,7 @@ class StandIn:
         self.apply(job)
         self.await_status("active", job["spec"]["parallelism"])
         ready = _ready(True, datetime.now(UTC))
-        self._say(map(_name, self.pods()), {"phase": "Running", "conditions": [ready]})
+        self._set_status(map(_name, self.pods()), {"phase": "Running", "conditions": [ready]})
 
     def scale(self, workers: int) -> None:
         self.patch(completions=workers, parallelism=workers)
@@ -77,16 +77,16 @@ class StandIn:
             "initContainerStatuses": [_exited("chrome", chrome, at)],
             "containerStatuses": [_exited("crawler", code, at)],
         }
-        self._say([self._name_of(index)], status)
+        self._set_status([self._name_of(index)], status)
 
     def mark_not_ready(self, index: int) -> None:
         """As the controller of nodes does when a kubelet is silent: long ago, so that every back-off is over."""
         ready = _ready(False, datetime.now(UTC) - LONG_AGO)
-        self._say([self._name_of(index)], {"conditions": [ready]})
+        self._set_status([self._name_of(index)], {"conditions": [ready]})
 
     def mark_failed(self, index: int) -> None:
         """As the garbage collector of pods does when their node is out of service: there is no exit code."""
-        self._say([self._name_of(index)], {"phase": "Failed"})
+        self._set_status([self._name_of(index)], {"phase": "Failed"})
 
     def evict(self, index: int) -> None:
         """As a drain of the node does."""
@@ -126,7 +126,7 @@ class StandIn:
         """Of the pod that has not ended; there is one an index."""
         return next(_name(pod) for pod in self.pods(index) if not _has_ended(pod))
 
-    def _say(self, names: Iterable[str], status: Document) -> None:
+    def _set_status(self, names: Iterable[str], status: Document) -> None:
         patch = json.dumps({"status": status})
         self.kubectl("patch", "pods", *names, "--subresource=status", f"--patch={patch}")
 

@@ -40,15 +40,15 @@ class Start:
         return f"{self.total_s:.2f} s from creation to the first task: {parts}"
 
 
-def of_first_pod(place: Stage) -> Start:
+def of_first_pod(staged: Stage) -> Start:
     """Start a fleet of one worker on what is prepared, and wait for its first crawl."""
     created_at = time.time()
-    place.start_fleet(workers=1)
-    pod = until(lambda: place.kubectl("get", "pods", "--selector=app=fleet", "-o", "name"), "a pod").strip()
-    place.kubectl.wait(pod, until="condition=Ready")
+    staged.start_fleet(workers=1)
+    pod = until(lambda: staged.kubectl("get", "pods", "--selector=app=fleet", "-o", "name"), "a pod").strip()
+    staged.kubectl.wait(pod, until="condition=Ready")
     name = pod.removeprefix("pod/")
-    until(lambda: '"crawled"' in place.kubectl("logs", name, f"--container={CRAWLER}"), "a crawl")
-    return _measured(place.kubectl, name, created_at)
+    until(lambda: '"crawled"' in staged.kubectl("logs", name, f"--container={CRAWLER}"), "a crawl")
+    return _measured(staged.kubectl, name, created_at)
 
 
 def _measured(kubectl: Kubectl, pod: str, created_at: float) -> Start:

@@ -14,22 +14,26 @@ CRAWLED_S = 200
 
 @pytest.mark.timeout(600)
 def test_three_pods_bring_every_item_and_go(namespace: Kubectl, tmp_path: Path) -> None:
-    with stage(namespace, tmp_path) as place:
-        place.prepare(workers=3)
-        place.start_fleet(workers=3)
+    with stage(namespace, tmp_path) as staged:
+        staged.prepare(workers=3)
+        staged.start_fleet(workers=3)
         namespace.await_success("fleet", timeout_s=CRAWLED_S)
 
         namespace.wait("job/fleet", until="condition=Complete", timeout_s=10)  # all its pods have ended
 
-        assert place.items() == truth()
-        assert place.violations() == {}
+        assert staged.items() == truth()
+        assert staged.violations() == {}
 
 
 @pytest.mark.timeout(600)
-def test_a_pod_tells_how_long_it_took_to_its_first_task(namespace: Kubectl, tmp_path: Path) -> None:
-    with stage(namespace, tmp_path) as place:
-        place.prepare(workers=1)
-        start = starting.of_first_pod(place)
+def test_a_pod_tells_how_long_it_took_to_its_first_task(
+    namespace: Kubectl, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make bench` judges it: a test does not know what else its machine does."""
+    with stage(namespace, tmp_path) as staged:
+        staged.prepare(workers=1)
+        start = starting.of_first_pod(staged)
 
-    print(start)
+    with capsys.disabled():
+        print(f"\n{start}")
     assert all(seconds > 0 for seconds in vars(start).values())

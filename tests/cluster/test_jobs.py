@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from cluster.stand_in import INDEX, JOB, StandIn, index_of, is_active, is_terminating
+from cluster.job import JOB, job
+from cluster.stand_in import INDEX, StandIn, index_of, is_active, is_terminating
 from cluster.testbed.kubectl import Document, Kubectl, KubectlFailed
 from fleet import until
 
-GRACE_S = 30
+GRACE_S = job(1)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
 TRACKED = ["batch.kubernetes.io/job-tracking"]
 """The finalizer of a pod whose end counts."""
 SILENT = "crawlfleet.dev/silent:NoExecute"
@@ -33,53 +34,6 @@ def fleet(namespace: Kubectl) -> Iterator[StandIn]:
 def on_exit(action: str, *codes: int, **where: str) -> Document:
     """A rule of a failure policy."""
     return {"action": action, "onExitCodes": {"operator": "In", "values": list(codes), **where}}
-
-
-def job(workers: int, name: str = JOB, /, **spec: object) -> Document:
-    """As the operator makes it. Fields of `spec` replace its own; None removes one."""
-    walls = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-    worker_id = {"fieldRef": {"fieldPath": f"metadata.labels['{INDEX}']"}}
-    chrome = {
-        "name": "chrome",
-        "image": "localhost/crawlfleet/chrome:test",
-        "restartPolicy": "Always",
-        "securityContext": walls,
-    }
-    crawler = {
-        "name": "crawler",
-        "image": "localhost/crawlfleet/crawler:test",
-        "securityContext": walls,
-        "env": [{"name": "WORKER_ID", "valueFrom": worker_id}],
-    }
-    pod = {
-        "schedulerName": "nobody",
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_S,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        "initContainers": [chrome],
-        "containers": [crawler],
-    }
-    rules = [
-        DISRUPTED,
-        on_exit("Ignore", 74, 75, containerName="crawler"),
-        on_exit("FailJob", 78, containerName="crawler"),
-    ]
-    fields = {
-        "completionMode": "Indexed",
-        "completions": workers,
-        "parallelism": workers,
-        "backoffLimitPerIndex": 4,
-        "successPolicy": {"rules": [{"succeededCount": 1}]},
-        "podFailurePolicy": {"rules": rules},
-        "template": {"metadata": {"labels": {"app": name}}, "spec": pod},
-        **spec,
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": name},
-        "spec": {key: value for key, value in fields.items() if value is not None},
-    }
 
 
 # What the end of a pod does.

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cluster.ability import OTHER, told_in_one_sentence
 from cluster.testbed import binaries, machine, place, remains
 from cluster.testbed.daemons import Daemon
-from cluster.testbed.errors import Unable
 from fleet import until
 
 UP_S = 1500
@@ -27,14 +27,12 @@ UP_S = 1500
 @pytest.fixture
 def bare() -> Iterator[None]:
     """A machine without a testbed, before and after."""
-    if os.environ.get("CRAWLFLEET_TEST_KUBECONFIG"):
-        pytest.skip("another cluster is tested")
-    try:
+    if os.environ.get(OTHER):
+        pytest.skip(f"{OTHER} is set: that cluster is not ours to start")
+    with told_in_one_sentence():
         machine.require()
-    except Unable as exc:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(str(exc))
     if place.STATE.exists():
-        pytest.skip("a testbed is running: `make cluster-down`, to test its start")
+        pytest.skip("a test cluster is running: `make cluster-down`, to test its start")
     yield
     assert command("down").returncode == 0
 
@@ -43,7 +41,7 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     program = [sys.executable, "-m", "cluster.testbed", *words]
     return subprocess.Popen(
         program,
-        env={**os.environ, "PYTHONPATH": str(place.SOURCES.parent), **environment},
+        env={**os.environ, "PYTHONPATH": str(place.HERE.parent), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,7 +73,7 @@ def test_up_twice_is_one_cluster_and_down_twice_leaves_nothing(bare: None) -> No
     assert Daemon("kube-apiserver").pid() == api_server
     assert f"kubeconfig: {place.KUBECONFIG}" in second.stdout
     assert (
-        f"a testbed with Kubernetes {binaries.VERSION} and 2 nodes is running: `make cluster-down`"
+        f"a test cluster with Kubernetes {binaries.VERSION} is running: `make cluster-down` first"
         in complaint("up", "--kubernetes", "v1.31.4")
     )
     assert command("down").returncode == 0
@@ -116,7 +114,7 @@ def test_a_tool_that_is_missing(bare: None, tmp_path: Path) -> None:
         if found and tool != "runc":
             (tmp_path / tool).symlink_to(found)
     assert complaint("up", PATH=str(tmp_path)) == (
-        "error: a testbed needs runc: `make cluster-deps` installs them\n"
+        "error: a test cluster needs runc: `make cluster-deps` installs them\n"
     )
 
 
@@ -132,5 +130,5 @@ def test_no_space_for_a_build(bare: None, tmp_path: Path) -> None:
 
 def test_another_command_is_using_it(bare: None) -> None:
     with machine.claimed():
-        assert "another command uses the testbed: wait until it has ended" in complaint("up")
+        assert "another command uses the test cluster: wait until it has ended" in complaint("up")
     assert command("down").returncode == 0

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster.testbed.cluster import Cluster
+from cluster.testbed.cluster import FAKE, Cluster
+from cluster.testbed.images import CRAWLER
 from cluster.testbed.kubectl import Document, Kubectl, KubectlFailed
 from cluster.testbed.place import API_PORT, KUBECONFIG, REPOSITORY
 
-IMAGE = "localhost/crawlfleet/crawler:test"
 NOTICED_S = 120
 """After so long the controllers have noticed that a kubelet is silent."""
 
@@ -23,7 +23,7 @@ def idler(name: str, *, node: str = "", **spec: object) -> Document:
     program = ["python3", "-c", "import signal; signal.sigwait([signal.SIGTERM])"]
     container = {
         "name": "idler",
-        "image": IMAGE,
+        "image": CRAWLER,
         "imagePullPolicy": "Never",
         "command": program,
         "securityContext": walls,
@@ -106,8 +106,7 @@ def test_a_lost_node_takes_its_pods_along_and_comes_back(testbed: Cluster, names
     node = testbed.nodes[1]
     run(namespace, idler("lost", node=node.name))
     node.lose()
-    node.start_containerd()
-    node.start_kubelet()
+    node.start()
     namespace.wait("pod/lost", until="jsonpath={.status.containerStatuses[0].restartCount}=1")
 
 
@@ -128,8 +127,8 @@ def test_hundreds_of_fake_nodes_run_fake_pods(testbed: Cluster, namespace: Kubec
     testbed.add_fake_nodes(200)
     try:
         template = idler("many")
-        template["spec"]["tolerations"] = [{"key": "crawlfleet.dev/fake", "operator": "Exists"}]
-        template["spec"]["nodeSelector"] = {"crawlfleet.dev/fake": "true"}
+        template["spec"]["tolerations"] = [{"key": FAKE, "operator": "Exists"}]
+        template["spec"]["nodeSelector"] = {FAKE: "true"}
         deployment = {
             "apiVersion": "apps/v1",
             "kind": "Deployment",

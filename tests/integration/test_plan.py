@@ -43,7 +43,7 @@ def work(seat: Seat) -> int:
 
 
 def test_a_worker_from_elsewhere_crawls_what_was_planned(seat: Seat) -> None:
-    assert "planned: nightly (5 tasks; workers 0 to 1 crawl them)" in seat.ok(*words(seat))
+    assert "planned: nightly, tasks: 5, workers: WORKER_ID 0 to 1" in seat.ok(*words(seat))
 
     assert work(seat) == 0
     assert keys_of(seat.items("nightly")) == two_items_each(USERS)
@@ -65,4 +65,4 @@ def test_an_edited_file_is_refused_while_the_batch_before_it_is_open(seat: Seat)
     assert "a batch nightly of another spec is still open" in done.stderr
 
     seat.ok("cancel", "nightly")
-    assert "planned: nightly (1 tasks;" in seat.ok(*edited)
+    assert "planned: nightly, tasks: 1," in seat.ok(*edited)

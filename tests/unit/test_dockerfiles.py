@@ -1,10 +1,8 @@
-"""The Dockerfiles: linted, on a base that can be replaced, and of a user that Kubernetes accepts as no root."""
+"""The Dockerfiles: on a base that can be replaced, and of a user that Kubernetes accepts as no root."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,14 +11,6 @@ from dockerfiles import ROOT, images, instructions, last, stages
 
 OURS = [ROOT / "Dockerfile.crawler", ROOT / "Dockerfile.operator"]
 ALL = [*OURS, *sorted((ROOT / "tests" / "cluster" / "images").glob("*.Dockerfile"))]
-HADOLINT = Path(sys.executable).with_name("hadolint")
-
-
-@pytest.mark.parametrize("file", ALL, ids=lambda file: file.name)
-def test_hadolint_has_nothing_to_say(file: Path) -> None:
-    done = subprocess.run([HADOLINT, file], cwd=ROOT, capture_output=True, text=True)
-
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("file", ALL, ids=lambda file: file.name)
@@ -51,18 +41,22 @@ def test_the_labels_name_the_version_of_the_package(file: Path) -> None:
     assert labelled == [version]
 
 
-@pytest.mark.parametrize("file", OURS, ids=lambda file: file.name)
-def test_a_build_may_copy_what_the_dockerfile_copies_and_no_more(file: Path) -> None:
+def test_a_build_may_copy_what_the_dockerfiles_copy_and_no_more() -> None:
     """.dockerignore lists it, so that no secret lying about gets into a build."""
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     copied = {
         path
+        for file in OURS
         for word, rest in instructions(file)
         if word == "COPY" and not rest.startswith("--from")
         for path in rest.split()[:-1]
     }
 
     assert rules[0] == "*"
-    assert all((ROOT / path).exists() for path in allowed)
-    assert all(any(f"{rule}/".startswith(f"{path}/") for rule in allowed) for path in copied)
+    assert [path for path in allowed if not any(_is_below(path, copy) for copy in copied)] == []
+    assert [copy for copy in copied if not any(_is_below(path, copy) for path in allowed)] == []
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")

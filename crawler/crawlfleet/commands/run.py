@@ -15,18 +15,10 @@ from crawlfleet.demo.violations import SEEN
 from crawlfleet.documents import load
 from crawlfleet.errors import INTERRUPTED, BadInput
 from crawlfleet.keys import check_keys
-from crawlfleet.local.run import (
-    CLOSED_ALREADY,
-    Interrupt,
-    LocalRun,
-    exit_code,
-    look_for_namesakes,
-    plan_batch,
-    run_batches,
-)
+from crawlfleet.local.run import Interrupt, LocalRun, exit_code, run_batches
 from crawlfleet.local.shops import Shop, running_shops
 from crawlfleet.local.view import say
-from crawlfleet.local.watch import progress
+from crawlfleet.local.watch import CHANGED, CLOSED_ALREADY, progress
 from crawlfleet.manifests import Manifests
 from crawlfleet.planner import BatchPlan
 from crawlfleet.sources import Adapter
@@ -66,21 +58,24 @@ def plan(arguments: Arguments) -> int:
         _tell_declared(console, manifests)
         if arguments.accounts:
             import_file(conn, keys, arguments.accounts, adapters)
-        for batch in manifests.batches:
-            _plan(conn, arguments, console, apply.local_plan(batch, manifests))
+        plans = [apply.local_plan(batch, manifests) for batch in manifests.batches]
+        for plan in plans:
+            if apply.check_namesakes(conn, plan, cancel=command_line(arguments, "cancel", plan.name)):
+                say(console, CHANGED.format(plan.name))
+        for plan in plans:
+            _plan(conn, console, plan)
     return 0
 
 
-def _plan(conn: Connection, arguments: Arguments, console: Console, plan: BatchPlan) -> None:
-    look_for_namesakes(conn, plan, console, cancel=command_line(arguments, "cancel", plan.name))
-    batch_id = plan_batch(conn, plan, plan.workers)
+def _plan(conn: Connection, console: Console, plan: BatchPlan) -> None:
+    batch_id = apply.plan_batch(conn, plan, plan.workers)
     fleet.recount(conn, batch_id)
     found = batches.find(conn, plan.uid)
     if found and found.state == "closed":
         say(console, CLOSED_ALREADY.format(plan.name))
         return
     tasks = progress(batches.counts(conn, batch_id)).total
-    say(console, f"planned: {plan.name} ({tasks} tasks; workers 0 to {plan.workers - 1} crawl them)")
+    say(console, f"planned: {plan.name}, tasks: {tasks}, workers: WORKER_ID 0 to {plan.workers - 1}")
 
 
 def _check_batches(arguments: Arguments, manifests: Manifests) -> None:
@@ -90,7 +85,7 @@ def _check_batches(arguments: Arguments, manifests: Manifests) -> None:
         if batch.spec.suspend or batch.spec.stop != "None":
             raise BadInput(
                 f"{manifests.place_of(batch)}: spec.suspend and spec.stop are for a cluster; remove them"
-                " to run the batch here (Ctrl-C drains, `crawlfleet cancel` cancels)"
+                " (`crawlfleet cancel` ends a batch; Ctrl-C drains a local fleet, `crawlfleet drain` a worker)"
             )
 
 

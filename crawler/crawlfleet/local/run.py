@@ -15,15 +15,24 @@ from typing import Any
 import psycopg
 from rich.console import Console
 
-from crawlfleet import planner
-from crawlfleet.apply import local_plan
+from crawlfleet.apply import check_namesakes, local_plan, plan_batch
 from crawlfleet.browser import preflight
-from crawlfleet.errors import BadInput, CrawlfleetError, DatabaseUnavailable
+from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
 from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.local.shops import Shop
 from crawlfleet.local.view import Look, PlainView, say, tell, view
-from crawlfleet.local.watch import ALL_SUCCEEDED, OPEN, Rate, by_source, progress, summary, waits_for
+from crawlfleet.local.watch import (
+    ALL_SUCCEEDED,
+    CHANGED,
+    CLOSED_ALREADY,
+    OPEN,
+    Rate,
+    by_source,
+    progress,
+    summary,
+    waits_for,
+)
 from crawlfleet.manifests import CrawlBatch, Manifests
 from crawlfleet.settings import ChromeSettings
 from crawlfleet.sources import needs_browser
@@ -35,7 +44,6 @@ DRAINS = "running crawls to end (draining)"
 DRAINED = "nothing, since every worker has drained"
 ALL_DRAINED = "every worker was drained by `crawlfleet drain`; the same command starts new ones and goes on"
 DRAINING = "draining: running crawls end, nothing new begins; Ctrl-C again stops at once"
-CLOSED_ALREADY = "batch {} is closed already; to crawl again, rename it or retry it"
 SHOP_DIED = (
     "{}: the stand-in shop was ended by somebody: every crawl fails from now on; Ctrl-C, then run again"
 )
@@ -101,7 +109,8 @@ def run_batches(run: LocalRun, manifests: Manifests, interrupt: Interrupt) -> It
     with connect(run.database_url, "crawlfleet run") as conn:
         for batch in manifests.batches:
             plan = local_plan(batch, manifests)
-            look_for_namesakes(conn, plan, run.console, cancel=run.command("cancel", plan.name))
+            if check_namesakes(conn, plan, cancel=run.command("cancel", plan.name)):
+                say(run.console, CHANGED.format(plan.name))
     for batch in manifests.batches:
         yield run_batch(run, manifests, batch, interrupt)
         if interrupt.count:
@@ -148,29 +157,6 @@ def run_batch(run: LocalRun, manifests: Manifests, batch: CrawlBatch, interrupt:
         if local_fleet.has_drained() and not interrupt.count and _find(conn, plan.uid).state != "closed":
             say(run.console, ALL_DRAINED)
         return _told(run, conn, plan.uid)
-
-
-def plan_batch(conn: Connection, plan: planner.BatchPlan, workers: int) -> int:
-    """Its tasks are ready for so many workers afterwards; returns its id."""
-    batch_id = planner.plan(conn, plan)
-    batches.limit_workers(conn, batch_id, workers)
-    return batch_id
-
-
-def look_for_namesakes(conn: Connection, plan: planner.BatchPlan, console: Console, *, cancel: str) -> None:
-    """An edited file is another batch: BadInput while the one before it is open (`cancel` ends it), else it is said."""
-    others = batches.namesakes(conn, plan.name, plan.uid)
-    if not others or batches.find(conn, plan.uid) is not None:
-        return
-    if any(state != "closed" for _, state in others):
-        raise BadInput(
-            f"a batch {plan.name} of another spec is still open: run it to its end with the file it began with, or end it"
-            f" by `{cancel}`, or give this one another name"
-        )
-    say(
-        console,
-        f"the spec of {plan.name} has changed since its last batch, which is closed: this is a new one",
-    )
 
 
 def _run_fleet(run: LocalRun, local_fleet: LocalFleet, uid: str, interrupt: Interrupt) -> None:

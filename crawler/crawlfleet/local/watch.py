@@ -15,6 +15,8 @@ from crawlfleet.store.connection import Connection
 RATE_WINDOW_S = 20.0
 OPEN, COMPLETE, CANCELLED = "Open", "Complete", "Cancelled"
 ALL_SUCCEEDED, WITH_FAILURES = "AllSucceeded", "WithFailures"
+CHANGED = "the spec of {} has changed since its last batch, which is closed: this is a new one"
+CLOSED_ALREADY = "batch {} is closed already; to crawl again, rename it or retry it"
 
 ATTENTION = (
     "`crawlfleet accounts list --needs-attention` names them; import new credentials or `crawlfleet accounts enable USER`,"

@@ -11,28 +11,31 @@ from cluster.testbed.errors import TestbedError
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m cluster.testbed", description=__doc__)
-    parser.add_argument("command", choices=["build", "up", "down"])
-    parser.add_argument("--kubernetes", default=VERSION, metavar="VERSION", help=f"default {VERSION}")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     try:
-        machine.require()
         with machine.claimed():
-            if arguments.command == "up":
-                _up(arguments.kubernetes)
-            else:
-                {"build": cluster.build, "down": cluster.down}[arguments.command]()
+            arguments.do(arguments)
     except TestbedError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cluster.testbed", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("build").set_defaults(do=lambda _: cluster.build())
+    up = commands.add_parser("up")
+    up.add_argument("--kubernetes", default=VERSION, metavar="VERSION", help=f"default {VERSION}")
+    up.set_defaults(do=lambda arguments: _up(arguments.kubernetes))
+    commands.add_parser("down").set_defaults(do=lambda _: cluster.down())
+    return parser
+
+
 def _up(version: str) -> None:
-    nodes = cluster.NODES if version == VERSION else 0
-    running = cluster.up(version, nodes=nodes)
-    print(f"kubeconfig: {running.kubectl.kubeconfig}")
-    print(f"try: {' '.join(running.kubectl.command('get', 'nodes,pods', '--all-namespaces'))}")
+    kubectl = cluster.up(version).kubectl
+    print(f"kubeconfig: {kubectl.kubeconfig}")
+    print(f"try: {' '.join(kubectl.command('get', 'nodes,pods', '--all-namespaces'))}")
 
 
 if __name__ == "__main__":

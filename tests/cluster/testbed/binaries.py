@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.testbed.errors import TestbedError, Unable
-from cluster.testbed.place import CACHE, SOURCES
+from cluster.testbed.place import CACHE, HERE
 
 VERSION = "v1.34.4"
 """The version that has nodes; `go.mod` pins it. Others have a module file of their own."""
-GO = SOURCES / "go"
+GO = HERE / "go"
 CONTROL_PLANE = ("kube-apiserver", "kube-controller-manager")
 NODES = ("kube-scheduler", "kube-proxy", "kubelet", "kubectl")
 

@@ -38,8 +38,7 @@ class Authority:
         builder = _builder(self._name, self._name, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
-        self.certificate = AUTHORITY
-        self.certificate.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(_ENCODING))
+        AUTHORITY.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(_ENCODING))
 
     def server(self, name: str, *hosts: str) -> Pair:
         """For a server that is reached by these addresses and names."""
@@ -60,7 +59,7 @@ class Authority:
         """A kubeconfig for this user, complete in itself."""
         pair = self.client(user, group)
         path = to or pair.key.with_suffix(".kubeconfig")
-        path.write_text(yaml.safe_dump(_kubeconfig(self.certificate, pair)))
+        path.write_text(yaml.safe_dump(_kubeconfig(AUTHORITY, pair)))
         path.chmod(0o600)
         return path
 

@@ -10,12 +10,24 @@ from pathlib import Path
 import yaml
 from cluster.testbed.certificates import Authority, Pair
 from cluster.testbed.daemons import Daemon
-from cluster.testbed.place import API_ADDRESS, API_PORT, API_URL, AUTHORITY, POD_RANGE, SERVICE_RANGE, STATE
+from cluster.testbed.place import (
+    API_ADDRESS,
+    API_PORT,
+    API_URL,
+    AUTHORITY,
+    CERTIFICATES,
+    CONTROLLERS_PORT,
+    ETCD_PEER_PORT,
+    ETCD_PORT,
+    POD_RANGE,
+    PROXY_HEALTH_PORT,
+    PROXY_METRICS_PORT,
+    SCHEDULER_PORT,
+    SERVICE_RANGE,
+    STATE,
+    NodePlace,
+)
 
-ETCD_PORT = 23790
-"""On loopback, beside a host's own etcd."""
-CONTROLLERS_PORT = 10257
-SCHEDULER_PORT = 10259
 READY_S = 60
 Command = list[str | Path]
 
@@ -23,36 +35,31 @@ Command = list[str | Path]
 class ControlPlane:
     """Its processes; what fails in a real one, a test does to them."""
 
-    etcd = Daemon("etcd")
-    api_server = Daemon("kube-apiserver")
-    controllers = Daemon("kube-controller-manager")
-    scheduler = Daemon("kube-scheduler")
-    proxy = Daemon("kube-proxy")
+    def __init__(self) -> None:
+        self.etcd = Daemon("etcd")
+        self.api_server = Daemon("kube-apiserver")
+        self.controllers = Daemon("kube-controller-manager")
+        self.scheduler = Daemon("kube-scheduler")
+        self.proxy = Daemon("kube-proxy")
 
-    @classmethod
-    def define(cls, programs: Path, etcd: Path, authority: Authority) -> None:
+    def define(self, programs: Path, etcd: Path, authority: Authority) -> None:
         """What each is told; none is started."""
         tokens = authority.signing_key("service-accounts")
-        cls.etcd.define(_etcd(etcd))
-        cls.api_server.define(_api_server(programs, authority, tokens))
-        cls.controllers.define(_controllers(programs, authority, tokens))
+        self.etcd.define(_etcd(etcd))
+        self.api_server.define(_api_server(programs, authority, tokens))
+        self.controllers.define(_controllers(programs, authority, tokens))
 
-    @classmethod
-    def define_for_nodes(cls, programs: Path, authority: Authority) -> None:
+    def define_for_nodes(self, programs: Path, authority: Authority) -> None:
         """The same for those that a cluster without nodes has not."""
-        cls.scheduler.define(_scheduler(programs, authority))
-        cls.proxy.define(_proxy(programs, authority))
+        self.scheduler.define(_scheduler(programs, authority))
+        self.proxy.define(_proxy(programs, authority))
 
     def start(self) -> None:
-        """etcd, the API server, its controllers: what runs already goes on."""
+        """etcd, the API server until it is ready, its controllers: what runs already goes on."""
         self.etcd.start()
         self.api_server.start()
-        self.await_api()
-        self.controllers.start()
-
-    def await_api(self) -> None:
-        """Until it says that it is ready."""
         self.api_server.wait_until(_answers, timeout_s=READY_S)
+        self.controllers.start()
 
 
 def _answers() -> bool:
@@ -68,7 +75,7 @@ def _answers() -> bool:
 
 
 def _etcd(program: Path) -> Command:
-    client, peer = f"http://127.0.0.1:{ETCD_PORT}", f"http://127.0.0.1:{ETCD_PORT + 1}"
+    client, peer = f"http://127.0.0.1:{ETCD_PORT}", f"http://127.0.0.1:{ETCD_PEER_PORT}"
     return [
         program,
         f"--data-dir={STATE / 'etcd'}",
@@ -97,8 +104,8 @@ def _api_server(programs: Path, authority: Authority, tokens: Path) -> Command:
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged",
         "--kubelet-preferred-address-types=InternalIP",  # a node's name is in no DNS
-        f"--client-ca-file={authority.certificate}",
-        f"--requestheader-client-ca-file={authority.certificate}",  # components wait for it, and say so each second
+        f"--client-ca-file={AUTHORITY}",
+        f"--requestheader-client-ca-file={AUTHORITY}",  # components wait for it, and say so each second
         *_tls(serving),
         f"--kubelet-client-certificate={to_kubelets.certificate}",
         f"--kubelet-client-key={to_kubelets.key}",
@@ -112,8 +119,8 @@ def _controllers(programs: Path, authority: Authority, tokens: Path) -> Command:
     kubeconfig = authority.kubeconfig("system:kube-controller-manager")
     return [
         programs / "kube-controller-manager",
-        *_of_one(kubeconfig, CONTROLLERS_PORT),
-        f"--root-ca-file={authority.certificate}",
+        *_alone(kubeconfig, CONTROLLERS_PORT),
+        f"--root-ca-file={AUTHORITY}",
         f"--service-account-private-key-file={tokens}",
         "--use-service-account-credentials",
     ]
@@ -121,7 +128,7 @@ def _controllers(programs: Path, authority: Authority, tokens: Path) -> Command:
 
 def _scheduler(programs: Path, authority: Authority) -> Command:
     kubeconfig = authority.kubeconfig("system:kube-scheduler")
-    return [programs / "kube-scheduler", *_of_one(kubeconfig, SCHEDULER_PORT)]
+    return [programs / "kube-scheduler", *_alone(kubeconfig, SCHEDULER_PORT)]
 
 
 def _proxy(programs: Path, authority: Authority) -> Command:
@@ -135,22 +142,21 @@ def _proxy(programs: Path, authority: Authority) -> Command:
                 "mode": "nftables",
                 "clientConnection": {"kubeconfig": str(authority.kubeconfig("system:kube-proxy"))},
                 "clusterCIDR": POD_RANGE,
-                "hostnameOverride": "node-0",
+                "hostnameOverride": NodePlace(0).name,
                 "bindAddress": API_ADDRESS,
-                "healthzBindAddress": f"{API_ADDRESS}:10256",
-                "metricsBindAddress": f"{API_ADDRESS}:10249",
+                "healthzBindAddress": f"{API_ADDRESS}:{PROXY_HEALTH_PORT}",
+                "metricsBindAddress": f"{API_ADDRESS}:{PROXY_METRICS_PORT}",
                 "nodePortAddresses": [f"{API_ADDRESS}/32"],
                 "conntrack": {"maxPerCore": 0, "min": 0},  # the host's own settings stay
-                "nftables": {
-                    "masqueradeAll": True
-                },  # all pods leave from one address, as through a NAT gateway
+                # All pods leave from one address, as through a NAT gateway: what a shop sees of them.
+                "nftables": {"masqueradeAll": True},
             }
         )
     )
     return [programs / "kube-proxy", f"--config={config}"]
 
 
-def _of_one(kubeconfig: Path, port: int) -> list[str]:
+def _alone(kubeconfig: Path, port: int) -> list[str]:
     """What a component is told that has no second one to agree with."""
     return [
         f"--kubeconfig={kubeconfig}",
@@ -159,7 +165,7 @@ def _of_one(kubeconfig: Path, port: int) -> list[str]:
         "--leader-elect=false",
         f"--bind-address={API_ADDRESS}",
         f"--secure-port={port}",
-        f"--cert-dir={STATE / 'certificates'}",
+        f"--cert-dir={CERTIFICATES}",
     ]
 
 

@@ -55,13 +55,13 @@ class Daemon:
                 command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         _children.append(process)
-        self._write({"command": command, "pid": process.pid, "started": started(process.pid)})
+        self._write({"command": command, "pid": process.pid, "started": start_time(process.pid)})
 
     def pid(self) -> int | None:
         """Of the running process."""
         note = self._read()
         with suppress(KeyError):
-            if note["started"] is not None and started(note["pid"]) == note["started"]:
+            if note["started"] is not None and start_time(note["pid"]) == note["started"]:
                 return int(note["pid"])
         return None
 
@@ -84,7 +84,7 @@ class Daemon:
         while not ready():
             ended = not self.is_alive()
             if ended or time.monotonic() > until_s:
-                what = "ended at once" if ended else f"is not ready after {timeout_s:.0f} s"
+                what = "ended" if ended else f"is not ready after {timeout_s:.0f} s"
                 raise TestbedError(f"{self.name} {what}; the end of {self.log}:\n{tail(self.log)}")
             time.sleep(POLL_S)
 
@@ -116,7 +116,7 @@ def every() -> Iterator[Daemon]:
         yield Daemon(note.stem)
 
 
-def started(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When it was started, in ticks since boot; None if it is gone or only waits to be reaped."""
     _reap()
     with suppress(OSError):
@@ -126,15 +126,17 @@ def started(pid: int) -> str | None:
 
 
 def end(pids: Sequence[int]) -> None:
-    """Kill them, and wait until they are gone."""
-    handles = []
+    """Kill them, and wait until they are gone. Raises TestbedError if one is not, after some seconds."""
+    handles: dict[int, int] = {}
     for pid in pids:
         with suppress(ProcessLookupError):
-            handles.append(os.pidfd_open(pid))
+            handles[pid] = os.pidfd_open(pid)
             os.kill(pid, signal.SIGKILL)
-    for handle in handles:
-        select.select([handle], [], [], END_S)
+    for pid, handle in handles.items():
+        has_ended, _, _ = select.select([handle], [], [], END_S)
         os.close(handle)
+        if not has_ended:
+            raise TestbedError(f"process {pid} does not end: `cat /proc/{pid}/stack` tells what it waits for")
     _reap()
 
 

@@ -4,7 +4,7 @@
 class TestbedError(RuntimeError):
     """The message says what happened and what to do."""
 
-    __test__ = False
+    __test__ = False  # pytest takes a class named Test… for tests
 
 
 class Unable(TestbedError):

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.testbed.binaries import Binaries, require_space
+from cluster.testbed.daemons import tail
 from cluster.testbed.errors import TestbedError, Unable
-from cluster.testbed.place import REPOSITORY, SOURCES
+from cluster.testbed.place import CACHE, HERE, REPOSITORY
 
 CRAWLER = "localhost/crawlfleet/crawler:test"
 CHROME = "localhost/crawlfleet/chrome:test"
@@ -58,7 +59,6 @@ DPkg::Post-Invoke {{ "rm -f /var/cache/apt/archives/*.deb"; }};
 """
 _PIP = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "cert")
 """The settings of this machine's pip that say where packages come from."""
-_LOG_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class _Recipe:
 
 
 class Images:
-    """Builds and writes images. Everything is kept in `cache`; whoever removes that folder loses nothing but time."""
+    """Builds and writes images. Everything is kept in the cache; whoever removes it loses nothing but time."""
 
-    def __init__(self, cache: Path, say: Callable[[str], None]) -> None:
-        self._folder = cache / "images"
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._folder = CACHE / "images"
         self._say = say
         # What buildah notes here holds until the next boot at most.
         self._run = Path("/run", f"crawlfleet-images-{_digest(str(self._folder))}")
@@ -211,10 +211,7 @@ class Images:
         log = self._folder / "logs" / f"{what}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
-            try:
-                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=output, text=True)
-            except FileNotFoundError as exc:
-                raise Unable(f"{command[0]} is not installed: `make cluster-deps` installs it") from exc
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=output, text=True)
             output.write(done.stdout)
         if done.returncode:
             raise self._failure(what, command[0], log)
@@ -227,8 +224,7 @@ class Images:
             return TestbedError(
                 f"the disk is full ({free_mb} MB left in {self._folder}): make room and try again, or set XDG_CACHE_HOME"
             )
-        last = "\n".join(said.splitlines()[-_LOG_LINES:])
-        return TestbedError(f"{program} failed at {what}; its log {log} ends:\n{last}")
+        return TestbedError(f"{program} failed at {what}; its log {log} ends:\n{tail(log)}")
 
 
 def _make_slim(root: Path) -> None:
@@ -266,7 +262,7 @@ def _pip_settings() -> str:
 
 
 def _recipes() -> list[_Recipe]:
-    ours, tests = _files_of_ours(), SOURCES / "images"
+    ours, tests = _files_of_ours(), HERE / "images"
     crawler, operator = REPOSITORY / "Dockerfile.crawler", REPOSITORY / "Dockerfile.operator"
     return [
         _Recipe(CRAWLER, crawler, REPOSITORY, ours, "crawler"),

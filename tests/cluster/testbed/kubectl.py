@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -95,7 +96,7 @@ class Kubectl:
         raise KubectlFailed(f"job {job} has not succeeded after {timeout_s:.0f} s")
 
     def _statuses(self, what: str, timeout_s: float) -> Iterator[Document]:
-        """Each status that it is seen in, the present one first, until the time is over."""
+        """Each status that it is seen in, the present one first, until the time is over. Raises KubectlFailed."""
         words = [
             "get",
             what,
@@ -103,27 +104,19 @@ class Kubectl:
             f"--request-timeout={timeout_s}s",
             '--output=jsonpath={.status}{"\\n"}',
         ]
-        with subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, text=True) as watching:
-            assert watching.stdout is not None
-            try:
-                for line in watching.stdout:
-                    yield json.loads(line)
-            finally:
-                watching.kill()
-
-    def require(self) -> None:
-        """Raises KubectlFailed with one sentence if nobody could use this cluster."""
-        if not os.access(self.kubeconfig, os.R_OK):
-            raise KubectlFailed(
-                f"the kubeconfig {self.kubeconfig} cannot be read: set CRAWLFLEET_TEST_KUBECONFIG to one"
-            )
-        try:
-            self("get", "--raw=/readyz", "--request-timeout=5s")
-        except KubectlFailed as exc:
-            last = str(exc).splitlines()[-1]
-            raise KubectlFailed(
-                f"the cluster of {self.kubeconfig} does not answer: {last}; start it, or name another"
-            ) from exc
+        until_s = time.monotonic() + timeout_s
+        with tempfile.TemporaryFile("w+") as complaint:
+            command = self.command(*words)
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaint, text=True) as watching:
+                assert watching.stdout is not None
+                try:
+                    for line in watching.stdout:
+                        yield json.loads(line)
+                finally:
+                    watching.kill()
+            if time.monotonic() < until_s:
+                complaint.seek(0)
+                raise KubectlFailed(f"kubectl {' '.join(words)}: {complaint.read().strip()}")
 
 
 @contextmanager
@@ -133,9 +126,11 @@ def fresh_namespace(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
     kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
     within = kubectl.within(name)
     within.wait("serviceaccount/default", until="create")
-    yield within
-    within("delete", "jobs,pods", "--all", "--grace-period=1", "--wait=false")
-    kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield within
+    finally:
+        within("delete", "jobs,pods", "--all", "--grace-period=1", "--wait=false")
+        kubectl("delete", "namespace", name, "--wait=false")
 
 
 def _true(status: Document) -> dict[str, str]:

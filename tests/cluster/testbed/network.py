@@ -1,7 +1,8 @@
 """The host's side of the cluster's network: one interface with the nodes' addresses, and forwarding.
 
-Pods are wired point to point (CNI's `ptp`): no bridge, so all their traffic is routed by the host and kube-proxy's rules
-see it. Nothing leaves the machine: there is no masquerading to the outside.
+Pods are wired point to point (CNI's `ptp`): none shares a bridge, so all their traffic is routed by the host and kube-proxy's
+rules see it. The interface is a bridge that nothing is attached to, since not every kernel has dummies. Nothing leaves
+the machine: there is no masquerading to the outside.
 """
 
 from __future__ import annotations
@@ -13,12 +14,28 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.testbed.errors import TestbedError
-from cluster.testbed.place import INTERFACE, NETWORK, STATE, NodePlace
+from cluster.testbed.place import (
+    API_ADDRESS,
+    API_PORT,
+    CONTROLLERS_PORT,
+    ETCD_PEER_PORT,
+    ETCD_PORT,
+    INTERFACE,
+    KUBELET_HEALTH_PORT,
+    KUBELET_PORT,
+    NETWORK,
+    PROXY_HEALTH_PORT,
+    PROXY_METRICS_PORT,
+    SCHEDULER_PORT,
+    STATE,
+    NodePlace,
+)
 
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 _FORWARD_BEFORE = STATE / "ip_forward"
 _INTERFACE = Path("/sys/class/net") / INTERFACE
 _RESULTS = Path("/var/lib/cni/results")
+_ONCE = (API_PORT, CONTROLLERS_PORT, SCHEDULER_PORT, PROXY_HEALTH_PORT, PROXY_METRICS_PORT)
 
 
 def set_up(nodes: Sequence[NodePlace]) -> None:
@@ -49,14 +66,17 @@ def left() -> list[str]:
 
 
 def _tables() -> list[str]:
-    """The rules of kube-proxy: `table FAMILY NAME`."""
+    """The rules of kube-proxy: `table FAMILY NAME`. It would remove those of another kube-proxy at its start, as well."""
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     return [table for table in tables.splitlines() if table.endswith(" kube-proxy")]
 
 
-def require_free(ports: Sequence[tuple[str, int]]) -> None:
-    """Raises TestbedError that names the first port that somebody uses."""
-    for address, port in ports:
+def require_free_ports(nodes: Sequence[NodePlace]) -> None:
+    """All that a testbed listens on; its addresses are there already. Raises TestbedError that names the first taken one."""
+    of_loopback = [("127.0.0.1", port) for port in (ETCD_PORT, ETCD_PEER_PORT)]
+    of_first = [(API_ADDRESS, port) for port in _ONCE]
+    of_each = [(node.address, port) for node in nodes for port in (KUBELET_PORT, KUBELET_HEALTH_PORT)]
+    for address, port in of_loopback + of_first + of_each:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

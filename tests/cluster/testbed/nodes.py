@@ -17,13 +17,19 @@ from cluster.testbed import cgroups, daemons
 from cluster.testbed.certificates import Authority
 from cluster.testbed.daemons import Daemon
 from cluster.testbed.errors import TestbedError
-from cluster.testbed.images import Built, Images
-from cluster.testbed.place import DNS_SERVICE, DOMAIN, NETWORK, POD_LOGS, NodePlace
+from cluster.testbed.images import PAUSE, Built, Images
+from cluster.testbed.place import (
+    AUTHORITY,
+    DNS_SERVICE,
+    DOMAIN,
+    KUBELET_HEALTH_PORT,
+    KUBELET_PORT,
+    NETWORK,
+    POD_LOGS,
+    NodePlace,
+)
 
-PAUSE = "localhost/testbed/pause:test"
 CONTAINERD_S = 20
-KUBELET_PORT = 10250
-HEALTH_PORT = 10248
 _NAMESPACE = "k8s.io"
 """Of containerd, where the kubelet's containers and images are."""
 
@@ -71,14 +77,19 @@ class Node:
         self.containerd.define(_containerd(self.place))
         self.kubelet.define(_kubelet(self.place, programs, authority))
 
+    def start(self) -> None:
+        """Both; what runs already goes on."""
+        self.start_containerd()
+        self.start_kubelet()
+
     def start_containerd(self) -> None:
         """Ready for images; without what an earlier run left in its storage."""
-        self.containerd.start()
-        self.containerd.wait_until(self._answers, timeout_s=CONTAINERD_S)
+        if self.containerd.is_alive():
+            return
+        self._run_containerd()
         if self._sweep():
-            self.containerd.kill()
-            self.containerd.start()
-            self.containerd.wait_until(self._answers, timeout_s=CONTAINERD_S)
+            self.containerd.kill()  # it has read what was swept, and would tell the kubelet of it
+            self._run_containerd()
 
     def start_kubelet(self) -> None:
         cgroups.make(self.place.cgroup)
@@ -104,6 +115,10 @@ class Node:
         daemons.end(shims(self.place.folder))
         daemons.end(sorted(cgroups.processes(self.place.cgroup)))
 
+    def _run_containerd(self) -> None:
+        self.containerd.start()
+        self.containerd.wait_until(self._answers, timeout_s=CONTAINERD_S)
+
     def _answers(self) -> bool:
         return self._try_ctr("version").returncode == 0
 
@@ -115,7 +130,7 @@ class Node:
         names = set(self._ctr("image", "ls", "--quiet").split())
         with suppress(OSError, ValueError):
             noted: dict[str, str] = json.loads(self._images_note.read_text())
-            return {name: number for name, number in noted.items() if name in names}
+            return {name: image_id for name, image_id in noted.items() if name in names}
         return {}
 
     def _sweep(self) -> bool:
@@ -184,7 +199,7 @@ def _containerd(place: NodePlace) -> list[str | Path]:
 
 def _kubelet(place: NodePlace, programs: Path, authority: Authority) -> list[str | Path]:
     config = place.folder / "kubelet.yaml"
-    config.write_text(yaml.safe_dump(_kubelet_config(place, authority)))
+    config.write_text(yaml.safe_dump(_kubelet_config(place)))
     kubeconfig = authority.kubeconfig(f"system:node:{place.name}", "system:nodes")
     root = place.folder / "kubelet"
     return [
@@ -198,7 +213,7 @@ def _kubelet(place: NodePlace, programs: Path, authority: Authority) -> list[str
     ]
 
 
-def _kubelet_config(place: NodePlace, authority: Authority) -> dict[str, object]:
+def _kubelet_config(place: NodePlace) -> dict[str, object]:
     no_resolver = place.folder / "resolv.conf"
     no_resolver.write_text("")
     return {
@@ -207,9 +222,9 @@ def _kubelet_config(place: NodePlace, authority: Authority) -> dict[str, object]
         "address": place.address,
         "port": KUBELET_PORT,
         "healthzBindAddress": place.address,
-        "healthzPort": HEALTH_PORT,
+        "healthzPort": KUBELET_HEALTH_PORT,
         "authentication": {
-            "x509": {"clientCAFile": str(authority.certificate)},
+            "x509": {"clientCAFile": str(AUTHORITY)},
             "anonymous": {"enabled": False},
             "webhook": {"enabled": True},
         },

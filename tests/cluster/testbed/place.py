@@ -1,4 +1,4 @@
-"""Where the testbed keeps things, and the addresses it has to itself."""
+"""Where the testbed keeps things, and the addresses and ports it has to itself."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ STATE = Path("/var/lib/crawlfleet-testbed")
 """All that a running testbed has. Gone after `down`."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crawlfleet-testbed"
 """What took long to make: binaries by version, images, and the containers' storage of each node."""
-SOURCES = Path(__file__).parent.parent
+HERE = Path(__file__).parent.parent
 """`tests/cluster`."""
-REPOSITORY = SOURCES.parents[1]
+MANIFESTS = HERE / "manifests"
+REPOSITORY = HERE.parents[1]
 
 INTERFACE = "crawlfleet0"
 """Carries the nodes' addresses; nothing ever leaves through it."""
@@ -64,6 +65,16 @@ class NodePlace:
 
 API_ADDRESS = NodePlace(0).address
 API_PORT = 6443
+CONTROLLERS_PORT = 10257
+SCHEDULER_PORT = 10259
+PROXY_HEALTH_PORT = 10256
+PROXY_METRICS_PORT = 10249
+"""Of the first node's address, like all that there is once."""
+KUBELET_PORT = 10250
+KUBELET_HEALTH_PORT = 10248
+"""Of each node's address."""
+ETCD_PORT, ETCD_PEER_PORT = 23790, 23791
+"""On loopback, beside a host's own etcd."""
 API_URL = f"https://{API_ADDRESS}:{API_PORT}"
 KUBECONFIG = STATE / "kubeconfig"
 CERTIFICATES = STATE / "certificates"

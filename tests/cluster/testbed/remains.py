@@ -20,7 +20,7 @@ _CLEAR_S = 10.0
 
 
 def clear() -> None:
-    """Nothing of it is left afterwards, but the cache. May be repeated; a process that cannot be ended raises OSError."""
+    """Nothing of it is left afterwards, but the cache. May be repeated. Raises TestbedError if a process does not end."""
     for daemon in daemons.every():
         daemon.kill()
     daemons.end(shims(STATE))
@@ -32,18 +32,14 @@ def clear() -> None:
     for link in _log_links():
         link.unlink()
     _remove_plugin_folder()
-    shutil.rmtree(STATE, ignore_errors=True)
+    if STATE.exists():
+        shutil.rmtree(STATE)
 
 
 def left() -> list[str]:
     """What there is of a testbed, in words; nothing after `clear`."""
-    pids = {
-        *shims(STATE),
-        *cgroups.processes(),
-        *(pid for daemon in daemons.every() if (pid := daemon.pid())),
-    }
     return [
-        *(f"process {pid}" for pid in sorted(pids)),
+        *(f"process {pid}" for pid in processes()),
         *(f"mount {mount}" for mount in mounts()),
         *(f"cgroup {group}" for group in cgroups.groups()),
         *network.left(),
