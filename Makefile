@@ -9,8 +9,7 @@ LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade 
   --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps chrome-deps test-deps run test lint format lock bench bench-deps chaos \
-  cluster-deps cluster-build cluster-up cluster-down test-cluster cluster-matrix clean
+.PHONY: help setup deps chrome-deps test-deps run test lint format lock bench bench-deps chaos cluster-deps cluster-build cluster-up cluster-down test-cluster cluster-matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +26,7 @@ setup: .venv/.installed ## install crawlfleet and its tools into .venv, if anyth
 deps: ## install the Debian packages that running needs (as root), or say which
 	@scripts/system-packages python3-venv '$(PYTHON) -c "import ensurepip"' postgresql '$(HAS_POSTGRES)'
 
-chrome-deps: ## the same for sources that need a browser
+chrome-deps: ## the same for sources that need a browser (Chrome, chromedriver, a font)
 	@scripts/system-packages chromium-headless-shell 'test -x "$$CRAWLFLEET_CHROME" || test -x /usr/lib/chromium/chromium-headless-shell' \
 	  chromium-driver 'test -x "$$CRAWLFLEET_CHROMEDRIVER" || command -v chromedriver' fonts-nanum '$(HAS_KOREAN_FONT)'
 
@@ -78,7 +77,7 @@ cluster-deps: ## install the Debian packages that a test cluster needs (as root)
 cluster-build: setup cluster-deps ## build what the test cluster needs: its programs and the images
 	$(TESTBED) build
 
-cluster-up: setup cluster-deps ## start a real Kubernetes of two nodes on this machine (as root)
+cluster-up: setup cluster-deps ## start a real Kubernetes of two nodes here (as root), or bring its images up to date
 	$(TESTBED) up
 
 cluster-down: setup ## end the test cluster, and clear whatever a killed run left

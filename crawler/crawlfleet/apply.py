@@ -89,9 +89,8 @@ def local_plan(batch: CrawlBatch, manifests: Manifests) -> BatchPlan:
     spec, name = batch.spec, batch.metadata.name
     users = spec.users
     modulo = users.id_modulo
-    digest = sha256(
-        spec.model_dump_json(exclude={"suspend", "stop", "max_concurrent", "workers"}).encode()
-    ).hexdigest()
+    identity = name + spec.model_dump_json(exclude={"suspend", "stop", "max_concurrent", "workers"})
+    digest = sha256(identity.encode()).hexdigest()
     return BatchPlan(
         uid=f"local/{name}/{digest[:12]}",
         name=name,

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,11 @@ def _add_shops(commands: Commands) -> None:
     about = "serve the stand-in shops; writes their sellers' accounts to stdout"
     shops = _add_placeless(commands, "shops", "shops.serve_shops", about)
     shops.add_argument(
-        "--listen", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s; 0.0.0.0 in a pod"
+        "--listen",
+        default="127.0.0.1",
+        type=_address,
+        metavar="ADDRESS",
+        help="default: %(default)s; 0.0.0.0 in a pod",
     )
     for name, port in STAND_IN_PORTS.items():
         shops.add_argument(f"--{name}-port", type=_positive, default=port, help="default: %(default)s")
@@ -275,6 +280,13 @@ def _add_user(parser: argparse.ArgumentParser) -> None:
 
 def _number(text: str) -> int:
     return 0 if text == "0" else _positive(text)
+
+
+def _address(text: str) -> str:
+    try:
+        return str(IPv4Address(text))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"expected an IPv4 address, not {text!r}") from exc
 
 
 def _positive(text: str) -> int:

@@ -33,7 +33,6 @@ def measure(rig: Rig) -> list[Figure]:
         cluster.down()
         try:
             running, up_s = _timed(cluster.up)
-            running.kubectl.wait("deployment/coredns", "--namespace=kube-system", until="condition=Available")
             idle_mb = memory_mb(remains.processes())
             with fresh_namespace(running.kubectl, "bench") as kubectl, stage(kubectl, rig.folder) as staged:
                 start, gone_s = _run_fleet(staged)

@@ -41,13 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def claim() -> Iterator[None]:
+    """No other command builds or changes anything meanwhile."""
+    with told_in_one_sentence(), machine.claimed():
+        yield
+
+
+@pytest.fixture(scope="session")
 def testbed(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """The cluster that is ours to break. One that ran before goes on running."""
     if os.environ.get(OTHER):
         pytest.skip(f"{OTHER} is set: that cluster is not ours to break")
     version = request.config.getoption("--kubernetes")
-    with told_in_one_sentence(), machine.claimed():
-        was_there = testbeds.is_running(version)
+    request.getfixturevalue("claim")
+    with told_in_one_sentence():
+        was_there = testbeds.is_there()
         yield testbeds.up(version)
         if not was_there:
             testbeds.down()

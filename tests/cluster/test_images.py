@@ -15,9 +15,9 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from cluster.ability import told_in_one_sentence
+from cluster.ability import OTHER, told_in_one_sentence
 from cluster.testbed import machine
-from cluster.testbed.images import CHROME, CRAWLER, OPERATOR, Images
+from cluster.testbed.images import CHROME, CRAWLER, OPERATOR, Built, Images
 
 LIMIT_MB = {CRAWLER: 250, OPERATOR: 350, CHROME: 600}
 PYTHONS = ("usr/lib/python3.11", "opt/crawlfleet/lib")
@@ -66,13 +66,18 @@ class Image:
 
 
 @pytest.fixture(scope="session")
-def images() -> Images:
-    """All of them, built."""
+def built(claim: None) -> dict[str, Built]:
+    """All of them, by name."""
+    if os.environ.get(OTHER):
+        pytest.skip(f"{OTHER} is set: images are of the other cluster")
     with told_in_one_sentence():
         machine.require()
-        made = Images(print)
-        made.build()
-    return made
+        return {image.name: image for image in Images(print).build()}
+
+
+@pytest.fixture(scope="session")
+def images(built: dict[str, Built]) -> Images:
+    return Images(print)
 
 
 @contextmanager
@@ -87,8 +92,8 @@ def image(request: pytest.FixtureRequest, images: Images) -> Iterator[Image]:
         yield made
 
 
-def test_it_is_small(image: Image, images: Images, capsys: pytest.CaptureFixture[str]) -> None:
-    size_mb = next(built.size for built in images.build() if built.name == image.name) / 1e6
+def test_it_is_small(image: Image, built: dict[str, Built], capsys: pytest.CaptureFixture[str]) -> None:
+    size_mb = built[image.name].size / 1e6
 
     with capsys.disabled():
         print(f"\n{image.name}: {size_mb:.0f} MB")
@@ -102,7 +107,7 @@ def test_nothing_is_left_of_its_build(image: Image) -> None:
     downloads = image.find(
         "var/lib/apt/lists/*_*", "var/cache/apt/archives/*.deb", "root/.cache", "build", "wheels"
     )
-    managers = image.find("opt/crawlfleet/lib/**/selenium-manager*")
+    managers = image.find("opt/crawlfleet/lib/**/selenium-manager*", "etc/pip.conf")
 
     assert (tools, downloads, managers) == ([], [], [])
 

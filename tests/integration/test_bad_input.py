@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -54,9 +55,10 @@ def bare_seat(open_dir: Path) -> Iterator[Seat]:
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """The one message on stderr."""
-    assert done.stderr.startswith("crawlfleet: ") or done.stderr.startswith("usage: "), done.stderr
-    return done.stderr
+    """The one message on stderr; a worker's comes after the event that it starts."""
+    said = re.sub(r"^\S+ info worker starts .*\n", "", done.stderr)
+    assert said.startswith(("crawlfleet: ", "usage: ")), done.stderr
+    return said
 
 
 def seller(user_id: int, **credentials: Any) -> dict[str, Any]:

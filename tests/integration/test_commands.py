@@ -510,7 +510,7 @@ class TestUpkeep:
 
 
 COMMANDS = [
-    "run", "accounts", "accounts import", "accounts list", "accounts show", "accounts enable", "accounts disable",
+    "run", "plan", "accounts", "accounts import", "accounts list", "accounts show", "accounts enable", "accounts disable",
     "accounts purge", "status", "why", "results", "retry", "cancel", "drain", "worker", "shops", "migrate",
     "doctor", "crds", "keys", "keys new", "keys rotate", "chrome",
 ]  # fmt: skip

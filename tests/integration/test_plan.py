@@ -63,6 +63,7 @@ def test_an_edited_file_is_refused_while_the_batch_before_it_is_open(seat: Seat)
     done = seat.do(*edited)
     assert done.returncode == 2
     assert "a batch nightly of another spec is still open" in done.stderr
+    assert done.stdout == ""  # nothing is declared either
 
     seat.ok("cancel", "nightly")
     assert "planned: nightly, tasks: 1," in seat.ok(*edited)

@@ -54,14 +54,15 @@ def plan(arguments: Arguments) -> int:
     console = Console()
     keys = key_ring(arguments)
     with database(arguments) as (url, _), connect(url, "crawlfleet plan") as conn:
-        _declare(conn, keys, manifests)
-        _tell_declared(console, manifests)
-        if arguments.accounts:
-            import_file(conn, keys, arguments.accounts, adapters)
+        check_schema(conn)
         plans = [apply.local_plan(batch, manifests) for batch in manifests.batches]
         for plan in plans:
             if apply.check_namesakes(conn, plan, cancel=command_line(arguments, "cancel", plan.name)):
                 say(console, CHANGED.format(plan.name))
+        _declare(conn, keys, manifests)
+        _tell_declared(console, manifests)
+        if arguments.accounts:
+            import_file(conn, keys, arguments.accounts, adapters)
         for plan in plans:
             _plan(conn, console, plan)
     return 0

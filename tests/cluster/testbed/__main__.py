@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from subprocess import CalledProcessError
 
 from cluster.testbed import cluster, machine
 from cluster.testbed.binaries import VERSION
@@ -17,6 +18,10 @@ def main() -> int:
             arguments.do(arguments)
     except TestbedError as exc:
         print(f"error: {exc}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, LookupError, CalledProcessError) as exc:
+        problem = f"{type(exc).__name__}: {exc}".replace("\n", " ")
+        print(f"error: {problem}; `make cluster-down` clears what may be broken", file=sys.stderr)
         return 1
     return 0
 

@@ -26,20 +26,24 @@ _SPACE_MB = 4096
 _LOG_LINES = 12
 
 
+def versions() -> list[str]:
+    """What can be built: the one with nodes first."""
+    return [VERSION, *sorted(path.stem for path in (GO / "kubernetes").glob("v*.mod"))]
+
+
 class Binaries:
     """Paths of programs; each call builds what the cache lacks, and says so."""
 
     def __init__(self, version: str = VERSION, say: Callable[[str], None] = print) -> None:
+        if version not in (known := versions()):
+            raise TestbedError(
+                f"Kubernetes {version} is not pinned in {GO}/kubernetes; there are {', '.join(known)}"
+            )
         self.version = version
         self._say = say
 
     def kubernetes(self) -> Path:
         """The folder with the links `kube-apiserver`, `kubectl` and so on."""
-        if not (GO / "kubernetes" / self._module_file).exists():
-            known = ", ".join([VERSION, *sorted(path.stem for path in (GO / "kubernetes").glob("v*.mod"))])
-            raise TestbedError(
-                f"Kubernetes {self.version} has no module file in {GO}/kubernetes; there are {known}"
-            )
         return self._built(f"kubernetes-{self.version}", "kubernetes", self._build_kubernetes)
 
     @property

@@ -59,8 +59,8 @@ class Authority:
         """A kubeconfig for this user, complete in itself."""
         pair = self.client(user, group)
         path = to or pair.key.with_suffix(".kubeconfig")
+        path.touch(mode=0o600)
         path.write_text(yaml.safe_dump(_kubeconfig(AUTHORITY, pair)))
-        path.chmod(0o600)
         return path
 
     def signing_key(self, name: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cluster.testbed import daemons, machine, network, remains
+from cluster.testbed import daemons, machine, network, remains, sysctls
 from cluster.testbed.binaries import VERSION, Binaries
 from cluster.testbed.certificates import Authority
 from cluster.testbed.control_plane import ControlPlane
@@ -62,7 +62,7 @@ def up(version: str = VERSION, say: Say = print) -> Cluster:
     Raises TestbedError, and Unable if this machine cannot.
     """
     machine.require()
-    was_running = is_running(version)
+    was_running = is_running(version, say)
     binaries, images = Binaries(version, say), Images(say)
     cluster = Cluster(
         version,
@@ -77,7 +77,7 @@ def up(version: str = VERSION, say: Say = print) -> Cluster:
         node.load(built, images)
         node.start_kubelet()
     if cluster.nodes:
-        _await_nodes(cluster, say)
+        _await_pods(cluster, say)
     return cluster
 
 
@@ -95,13 +95,21 @@ def down() -> None:
     remains.clear()
 
 
-def is_running(version: str = VERSION) -> bool:
+def is_running(version: str = VERSION, say: Say = print) -> bool:
     """Whether this one runs, and whole. Raises TestbedError if another one is there."""
-    if not _NOTE.exists() or not all(daemon.is_alive() for daemon in daemons.every()):
+    if not is_there():
         return False
     if (running := _NOTE.read_text()) != version:
         raise TestbedError(f"a test cluster with Kubernetes {running} is running: `make cluster-down` first")
-    return True
+    ended = [daemon.name for daemon in daemons.every() if not daemon.is_alive()]
+    if ended:
+        say(f"{', '.join(ended)} has ended: starting afresh")
+    return not ended
+
+
+def is_there() -> bool:
+    """Whether somebody has started one, in whatever state it is."""
+    return _NOTE.exists()
 
 
 def _nodes_of(version: str) -> int:
@@ -114,6 +122,7 @@ def _start(cluster: Cluster, binaries: Binaries, say: Say) -> None:
     remains.clear()
     say(f"starting Kubernetes {cluster.version} with {len(cluster.nodes)} nodes")
     STATE.mkdir(parents=True)
+    sysctls.note()
     _set_up_network([node.place for node in cluster.nodes])
     authority = Authority()
     authority.kubeconfig(*_ADMINISTRATOR, to=KUBECONFIG)
@@ -130,20 +139,22 @@ def _start(cluster: Cluster, binaries: Binaries, say: Say) -> None:
 
 
 def _set_up_network(nodes: Sequence[NodePlace]) -> None:
-    """Nothing of it stays if a port is not free."""
-    network.set_up(nodes or [NodePlace(0)])
+    """Nothing of it stays if it cannot be had."""
     try:
+        network.set_up(nodes or [NodePlace(0)])
         network.require_free_ports(nodes)
     except TestbedError:
         remains.clear()
         raise
 
 
-def _await_nodes(cluster: Cluster, say: Say) -> None:
+def _await_pods(cluster: Cluster, say: Say) -> None:
+    """Until there are nodes for them, and names of services."""
     cluster.kubectl("apply", "--filename", str(MANIFESTS / "coredns.yaml"))
     for node in cluster.nodes:
         cluster.kubectl.wait(f"node/{node.name}", until="create")
         cluster.kubectl.wait(f"node/{node.name}", until="condition=Ready")
+    cluster.kubectl.within("kube-system").wait("deployment/coredns", until="condition=Available")
     say(f"{' and '.join(node.name for node in cluster.nodes)} are ready")
 
 

@@ -45,7 +45,7 @@ class ControlPlane:
     def define(self, programs: Path, etcd: Path, authority: Authority) -> None:
         """What each is told; none is started."""
         tokens = authority.signing_key("service-accounts")
-        self.etcd.define(_etcd(etcd))
+        self.etcd.define(_etcd(etcd, authority))
         self.api_server.define(_api_server(programs, authority, tokens))
         self.controllers.define(_controllers(programs, authority, tokens))
 
@@ -74,28 +74,43 @@ def _answers() -> bool:
         return False
 
 
-def _etcd(program: Path) -> Command:
-    client, peer = f"http://127.0.0.1:{ETCD_PORT}", f"http://127.0.0.1:{ETCD_PEER_PORT}"
+def _etcd(program: Path, authority: Authority) -> Command:
+    """Only for who has a certificate: whoever writes to it is root of the machine."""
+    client, peer = f"https://127.0.0.1:{ETCD_PORT}", f"https://127.0.0.1:{ETCD_PEER_PORT}"
+    serving = authority.server("etcd", "127.0.0.1")
     return [
         program,
         f"--data-dir={STATE / 'etcd'}",
+        "--enable-grpc-gateway=false",  # it would need a certificate of a client, too
         "--unsafe-no-fsync",  # nobody needs the data after a power cut
         f"--listen-client-urls={client}",
         f"--advertise-client-urls={client}",
         f"--listen-peer-urls={peer}",
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster=default={peer}",
+        *_etcd_tls(serving, ""),
+        *_etcd_tls(serving, "peer-"),
+    ]
+
+
+def _etcd_tls(serving: Pair, of: str) -> list[str]:
+    return [
+        f"--{of}cert-file={serving.certificate}",
+        f"--{of}key-file={serving.key}",
+        f"--{of}trusted-ca-file={AUTHORITY}",
+        f"--{of}client-cert-auth",
     ]
 
 
 def _api_server(programs: Path, authority: Authority, tokens: Path) -> Command:
-    serving, to_kubelets = (
-        authority.api_server(),
-        authority.client("kube-apiserver-kubelet", "system:masters"),
-    )
+    serving, to_etcd = authority.api_server(), authority.client("kube-apiserver-etcd")
+    to_kubelets = authority.client("kube-apiserver-kubelet", "system:masters")
     return [
         programs / "kube-apiserver",
-        f"--etcd-servers=http://127.0.0.1:{ETCD_PORT}",
+        f"--etcd-servers=https://127.0.0.1:{ETCD_PORT}",
+        f"--etcd-cafile={AUTHORITY}",
+        f"--etcd-certfile={to_etcd.certificate}",
+        f"--etcd-keyfile={to_etcd.key}",
         f"--bind-address={API_ADDRESS}",
         f"--advertise-address={API_ADDRESS}",
         f"--secure-port={API_PORT}",

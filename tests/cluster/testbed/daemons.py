@@ -25,6 +25,8 @@ NOTES = STATE / "daemons"
 TAIL_LINES = 15
 POLL_S = 0.05
 END_S = 10.0
+_MARK = "CRAWLFLEET_TESTBED"
+"""In the environment of each."""
 _STARTED_AFTER_NAME = 19
 """Which word of /proc/PID/stat after the name: proc(5), field 22."""
 
@@ -52,7 +54,13 @@ class Daemon:
         LOGS.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd="/",
+                env={**os.environ, _MARK: str(STATE)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         _children.append(process)
         self._write({"command": command, "pid": process.pid, "started": start_time(process.pid)})
@@ -114,6 +122,23 @@ def every() -> Iterator[Daemon]:
     """All that this testbed has."""
     for note in sorted(NOTES.glob("*.json")):
         yield Daemon(note.stem)
+
+
+def marked() -> list[int]:
+    """All that descends from a daemon of this testbed, whatever became of its notes. Containers do not: they get another environment."""
+    mark = f"{_MARK}={STATE}".encode()
+    return [
+        int(file.parent.name)
+        for file in Path("/proc").glob("[0-9]*/environ")
+        if mark in _bytes(file).split(b"\0")
+    ]
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def start_time(pid: int) -> str | None:

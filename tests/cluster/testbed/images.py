@@ -102,6 +102,7 @@ class Images:
 
     def build(self) -> list[Built]:
         """All images; only what has changed is built. Raises TestbedError."""
+        self._buildah("clear", "rm", "--all")  # what a killed build left
         base, binaries = self._base(), Binaries(say=self._say)
         programs = {COREDNS: binaries.coredns(), PAUSE: binaries.pause()}
         recipes = [*_recipes(), *(self._recipe_of(name, program) for name, program in programs.items())]
@@ -142,7 +143,6 @@ class Images:
             "etc/apt/sources.list": _apt_sources(),
             "etc/apt/apt.conf.d/slim": _APT,
             "etc/dpkg/dpkg.cfg.d/slim": _KEEP_SLIM,
-            "etc/pip.conf": _pip_settings(),
             _TRUSTED_THERE: _TRUSTED.read_text(),
         }
         name = f"localhost/testbed/base:{_digest(json.dumps(files))}"
@@ -177,6 +177,7 @@ class Images:
                 "--format=docker",  # its id is then the one that nodes know it by
                 "--layers",
                 f"--build-arg=BASE_IMAGE={base}",
+                f"--volume={self._pip_conf()}:/etc/pip.conf:ro",  # it may hold a password: not for the image
                 *recipe.words(),
             )
             note.parent.mkdir(exist_ok=True)
@@ -184,6 +185,12 @@ class Images:
         manifest = json.loads(self._inspect(recipe.name)["Manifest"])
         size = sum(layer["size"] for layer in manifest["layers"])
         return Built(recipe.name, manifest["config"]["digest"], size)
+
+    def _pip_conf(self) -> Path:
+        file = self._folder / "pip.conf"
+        file.touch(mode=0o600)
+        file.write_text(_pip_settings())
+        return file
 
     def _recipe_of(self, name: str, program: Path) -> _Recipe:
         """An image of nothing but a static program."""

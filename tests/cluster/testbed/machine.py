@@ -23,7 +23,7 @@ TOOLS = {
 }
 """Each program, and the Debian package that brings it."""
 _CNI_PLUGIN = Path("/usr/lib/cni/ptp")
-_LOCK = Path("/run/lock/crawlfleet-testbed")
+_LOCK = Path("/run/crawlfleet-testbed.lock")
 
 
 def require() -> None:
@@ -40,13 +40,14 @@ def require() -> None:
 def claimed() -> Iterator[None]:
     """Ours alone, for as long as a command builds, changes or uses the testbed. Raises Unable, and TestbedError."""
     _require_root()
-    with _LOCK.open("w") as lock:
+    handle = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(handle, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+        except BlockingIOError:
             raise TestbedError(
                 f"another command uses the test cluster: wait until it has ended (`fuser {_LOCK}` tells which)"
-            ) from exc
+            ) from None
         yield
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from cluster.testbed.errors import TestbedError
+from cluster.testbed.errors import TestbedError, Unable
 from cluster.testbed.place import (
     API_ADDRESS,
     API_PORT,
@@ -27,46 +26,46 @@ from cluster.testbed.place import (
     PROXY_HEALTH_PORT,
     PROXY_METRICS_PORT,
     SCHEDULER_PORT,
-    STATE,
     NodePlace,
 )
 
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-_FORWARD_BEFORE = STATE / "ip_forward"
 _INTERFACE = Path("/sys/class/net") / INTERFACE
-_RESULTS = Path("/var/lib/cni/results")
+RESULTS = Path("/var/lib/cni/results")
 _ONCE = (API_PORT, CONTROLLERS_PORT, SCHEDULER_PORT, PROXY_HEALTH_PORT, PROXY_METRICS_PORT)
 
 
 def set_up(nodes: Sequence[NodePlace]) -> None:
+    """Raises Unable if the machine has a kube-proxy of its own: ours would remove its rules."""
+    if _tables():
+        raise Unable(
+            "this machine is a node of a Kubernetes already: set CRAWLFLEET_TEST_KUBECONFIG to use that"
+        )
     _ip("link", "add", INTERFACE, "type", "bridge")
     _ip("link", "set", INTERFACE, "up")
     for node in nodes:
         _ip("addr", "add", f"{node.address}/32", "dev", INTERFACE)
-    _FORWARD_BEFORE.write_text(_FORWARD.read_text())
     _FORWARD.write_text("1")
 
 
 def remove() -> None:
     """Whatever there is of it. Pods' own interfaces go with their namespaces."""
-    with suppress(FileNotFoundError):
-        _FORWARD.write_text(_FORWARD_BEFORE.read_text())
     if _INTERFACE.exists():
+        for table in _tables():
+            subprocess.run(["nft", "delete", *table.split()], capture_output=True, check=True)
         _ip("link", "delete", INTERFACE)
-    for table in _tables():
-        subprocess.run(["nft", "delete", *table.split()], capture_output=True, check=True)
-    for result in _RESULTS.glob(f"{NETWORK}-*"):
+    for result in RESULTS.glob(f"{NETWORK}-*"):
         result.unlink(missing_ok=True)
 
 
 def left() -> list[str]:
     """What there is of it, in words."""
     interfaces = [f"interface {INTERFACE}"] if _INTERFACE.exists() else []
-    return [*interfaces, *_tables(), *map(str, _RESULTS.glob(f"{NETWORK}-*"))]
+    return [*interfaces, *(_tables() if interfaces else []), *map(str, RESULTS.glob(f"{NETWORK}-*"))]
 
 
 def _tables() -> list[str]:
-    """The rules of kube-proxy: `table FAMILY NAME`. It would remove those of another kube-proxy at its start, as well."""
+    """The rules of kube-proxy, ours while our interface is there: `table FAMILY NAME`."""
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     return [table for table in tables.splitlines() if table.endswith(" kube-proxy")]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from cluster.testbed import cgroups, daemons, network
-from cluster.testbed.nodes import shims
+from cluster.testbed import cgroups, daemons, network, sysctls
+from cluster.testbed.errors import TestbedError
 from cluster.testbed.place import CACHE, POD_LOGS, STATE
 
 _CONTAINER_LOGS = Path("/var/log/containers")
@@ -20,20 +21,23 @@ _CLEAR_S = 10.0
 
 
 def clear() -> None:
-    """Nothing of it is left afterwards, but the cache. May be repeated. Raises TestbedError if a process does not end."""
-    for daemon in daemons.every():
-        daemon.kill()
-    daemons.end(shims(STATE))
+    """Nothing of it is left afterwards, but the cache. May be repeated. Raises TestbedError if something stays."""
+    daemons.end(daemons.marked())
     daemons.end(sorted(cgroups.processes()))
-    for mount in mounts():
-        subprocess.run(["umount", "--lazy", str(mount)], check=True)
+    _until(_unmount, "what is mounted there cannot be unmounted")
     network.remove()
-    _remove_cgroups()
+    sysctls.put_back()
+    _until(_remove_cgroups, "its control groups are still busy")
     for link in _log_links():
         link.unlink()
     _remove_plugin_folder()
+    _remove_files_of_containers()
     if STATE.exists():
         shutil.rmtree(STATE)
+    if remain := left():
+        raise TestbedError(
+            f"this is still left of the test cluster: {', '.join(remain)}; end or remove it, then try again"
+        )
 
 
 def left() -> list[str]:
@@ -50,28 +54,45 @@ def left() -> list[str]:
 
 def processes() -> list[int]:
     """All that a testbed runs, the processes of its pods among them."""
-    of_daemons = [pid for daemon in daemons.every() if (pid := daemon.pid())]
-    return sorted({*of_daemons, *shims(STATE), *cgroups.processes()})
+    return sorted({*daemons.marked(), *cgroups.processes()})
 
 
 def mounts() -> Iterator[Path]:
     """What is mounted below the testbed's folders, the innermost first."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    points = [Path(line.split()[4]) for line in lines]
-    ours = [point for point in points if point.is_relative_to(STATE) or point.is_relative_to(CACHE / "nodes")]
+    points = [Path(line.split()[4].replace(r"\040", " ")) for line in lines]
+    ours = [point for point in points if STATE in point.parents or CACHE in point.parents]
     yield from reversed(ours)
 
 
-def _remove_cgroups() -> None:
-    """A group is busy for a moment after its last process has gone."""
+def _until(done: Callable[[], bool], problem: str) -> None:
+    """Some things are busy for a moment after the last process has gone."""
     until_s = time.monotonic() + _CLEAR_S
-    while True:
-        try:
-            return cgroups.remove()
-        except OSError:
-            if time.monotonic() > until_s:
-                raise
+    while not done():
+        if time.monotonic() > until_s:
+            raise TestbedError(f"{problem}; `make cluster-down` once more, or restart the machine")
         time.sleep(daemons.POLL_S)
+
+
+def _unmount() -> bool:
+    for mount in mounts():
+        subprocess.run(["umount", "--lazy", str(mount)], capture_output=True)
+    return not list(mounts())
+
+
+def _remove_cgroups() -> bool:
+    with suppress(OSError):
+        cgroups.remove()
+    return not cgroups.groups()
+
+
+def _remove_files_of_containers() -> None:
+    """What containerd keeps outside its folders, wherever those are: its shims' sockets, and CNI's notes on loopback."""
+    for bundle in STATE.glob("node-*/containerd/io.containerd.runtime.v2.task/*/*"):
+        with suppress(OSError):
+            Path((bundle / "address").read_text().removeprefix("unix://")).unlink()
+        for note in network.RESULTS.glob(f"*-{bundle.name}-*"):
+            note.unlink(missing_ok=True)
 
 
 def _remove_plugin_folder() -> None:
