@@ -449,7 +449,7 @@ def test_completions_take_max_failed_indexes_along(namespace: Kubectl) -> None:
 def test_resources_of_a_suspended_fleet(namespace: Kubectl) -> None:
     """They are fixed up to 1.35; from 1.36 on they can be changed."""
     suspended(namespace)
-    more = crawler(resources={"requests": {"memory": "1Gi"}})
+    more = crawler(resources={"requests": {"memory": "256Mi"}})
     if minor_version(namespace) >= 36:
         changed(namespace, template=more)
     else:
