@@ -276,11 +276,14 @@ def test_a_login_whose_reply_comes_too_late_is_submitted_once(
 def test_a_login_form_whose_scripts_do_not_come_is_left_alone(
     seller: Seller, shop: WatchedAblyShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without them the browser would send it as it stands: with the password in the address."""
+    """Without them the browser would send it as it stands: with the password in the address.
+
+    On a busy machine chromedriver itself may wait for the page, until its command's deadline: DriverStuck.
+    """
     gate = shop.gate("static")
     with monkeypatch.context() as impatient:
         impatient.setattr(ably, "SETTLE_S", 1.0)
-        assert seller.ending().reason == "PageTimeout"
+        assert seller.ending().reason in ("PageTimeout", "DriverStuck")
     gate.open()
     assert len(shop.seen("login page")) == 1
     assert seller.read() == seller.truth()
