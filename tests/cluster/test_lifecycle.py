@@ -144,3 +144,21 @@ def test_another_command_is_using_it(bare: None) -> None:
     with machine.claimed():
         assert "another command uses the test cluster: wait until it has ended" in complaint("up")
     assert command("down").returncode == 0
+
+
+@pytest.mark.timeout(UP_S)
+def test_down_finds_what_runs_without_its_notes(bare: None) -> None:
+    assert command("up").returncode == 0
+    shutil.rmtree(place.STATE / "daemons")
+    assert command("down").returncode == 0
+    assert remains.left() == []
+
+
+def test_a_machine_that_is_a_node_already_keeps_its_rules(bare: None) -> None:
+    subprocess.run(["nft", "add", "table", "ip", "kube-proxy"], check=True)
+    try:
+        assert "this machine is a node of a Kubernetes already" in complaint("up")
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
+        assert "table ip kube-proxy" in tables
+    finally:
+        subprocess.run(["nft", "delete", "table", "ip", "kube-proxy"], check=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from cluster.testbed.cluster import FAKE, Cluster
 from cluster.testbed.images import CRAWLER
 from cluster.testbed.kubectl import Document, Kubectl, KubectlFailed
-from cluster.testbed.place import API_PORT, KUBECONFIG, REPOSITORY
+from cluster.testbed.place import API_PORT, AUTHORITY, ETCD_PORT, KUBECONFIG, REPOSITORY
 
 NOTICED_S = 120
 """After so long the controllers have noticed that a kubelet is silent."""
@@ -120,6 +122,17 @@ def test_the_control_plane_comes_back_with_what_it_knew(
     plane.start()
     assert namespace.get("configmap", "memory")["data"] == {"it": "stays"}
     run(namespace, idler("after"))
+
+
+def test_etcd_answers_nobody_without_a_certificate(testbed: Cluster) -> None:
+    """Whoever may write there is root of the machine."""
+    trusted = ssl.create_default_context(cafile=str(AUTHORITY))
+    with (
+        socket.create_connection(("127.0.0.1", ETCD_PORT)) as plain,
+        pytest.raises(ssl.SSLError, match="certificate required"),
+        trusted.wrap_socket(plain, server_hostname="127.0.0.1") as line,
+    ):
+        line.recv(1)
 
 
 @pytest.mark.timeout(600)
