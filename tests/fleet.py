@@ -67,6 +67,11 @@ def until(condition: Callable[[], Found | None], what: str, timeout_s: float = P
     return found
 
 
+def accusations(counted: Mapping[str, int]) -> dict[str, int]:
+    """A shop's counters of impoliteness that are not zero."""
+    return {name: count for name, count in counted.items() if count and name not in SEEN}
+
+
 class WorkerProcess:
     """One `crawlfleet worker`, or what `program` makes of it, logging JSON to a file."""
 
@@ -386,9 +391,7 @@ class _Watched(ShopServer[AnyShop], Generic[AnyShop]):
         return [s for s in list(self._seen) if what in (None, s.what) and account in (None, s.account)]
 
     def violations(self) -> dict[str, int]:
-        """The counters of impoliteness that are not zero."""
-        counted = self.shop.witness.counters().as_dict()
-        return {name: count for name, count in counted.items() if count and name not in SEEN}
+        return accusations(self.shop.witness.counters().as_dict())
 
 
 class WatchedShop(_Watched[Cafe24Shop]):

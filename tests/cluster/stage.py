@@ -17,13 +17,13 @@ import yaml
 from cluster.job import job
 from cluster.testbed.kubectl import Document, Kubectl
 from cluster.testbed.place import MANIFESTS, REPOSITORY
+from fleet import accusations
 
 from crawlfleet.child import spawn
 from crawlfleet.demo.ably.config import AblyConfig
 from crawlfleet.demo.ably.shop import AblyShop
 from crawlfleet.demo.cafe24.config import Cafe24Config
 from crawlfleet.demo.cafe24.shop import Cafe24Shop
-from crawlfleet.demo.violations import SEEN
 
 BATCH = "local-batch"
 """Of the sample."""
@@ -80,10 +80,8 @@ class Stage:
                 forwarded(self.kubectl, "pod/shops", port) as local,
                 urlopen(f"http://127.0.0.1:{local}/_counters") as answer,
             ):
-                counted = json.load(answer)
-            found |= {
-                f"{port} {name}": number for name, number in counted.items() if number and name not in SEEN
-            }
+                accused = accusations(json.load(answer))
+            found |= {f"{port} {name}": count for name, count in accused.items()}
         return found
 
 

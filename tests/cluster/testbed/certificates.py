@@ -34,7 +34,7 @@ class Authority:
     def __init__(self) -> None:
         CERTIFICATES.mkdir(parents=True, mode=0o700)
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "crawlfleet-testbed")])
+        self._name = _subject("crawlfleet-testbed")
         builder = _builder(self._name, self._name, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
@@ -42,12 +42,12 @@ class Authority:
 
     def server(self, name: str, *hosts: str) -> Pair:
         """For a server that is reached by these addresses and names."""
-        return self._sign(name, self._subject(name), ExtendedKeyUsageOID.SERVER_AUTH, hosts)
+        return self._sign(name, _subject(name), ExtendedKeyUsageOID.SERVER_AUTH, hosts)
 
     def client(self, user: str, group: str = "") -> Pair:
         """For a client that the API server is to know as this user."""
         file = user.replace(":", "-")
-        return self._sign(file, self._subject(user, group), ExtendedKeyUsageOID.CLIENT_AUTH, ())
+        return self._sign(file, _subject(user, group), ExtendedKeyUsageOID.CLIENT_AUTH, ())
 
     def api_server(self) -> Pair:
         service = f"kubernetes.default.svc.{DOMAIN}"
@@ -60,7 +60,7 @@ class Authority:
         pair = self.client(user, group)
         path = to or pair.key.with_suffix(".kubeconfig")
         path.touch(mode=0o600)
-        path.write_text(yaml.safe_dump(_kubeconfig(AUTHORITY, pair)))
+        path.write_text(yaml.safe_dump(_kubeconfig(pair)))
         return path
 
     def signing_key(self, name: str) -> Path:
@@ -90,11 +90,12 @@ class Authority:
         path.chmod(0o600)
         return path
 
-    def _subject(self, name: str, group: str = "") -> x509.Name:
-        attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
-        if group:
-            attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, group))
-        return x509.Name(attributes)
+
+def _subject(name: str, group: str = "") -> x509.Name:
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+    if group:
+        attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, group))
+    return x509.Name(attributes)
 
 
 def _builder(
@@ -113,7 +114,7 @@ def _host(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _kubeconfig(authority: Path, pair: Pair) -> dict[str, object]:
+def _kubeconfig(pair: Pair) -> dict[str, object]:
     def text(path: Path) -> str:
         return base64.b64encode(path.read_bytes()).decode()
 
@@ -122,7 +123,7 @@ def _kubeconfig(authority: Path, pair: Pair) -> dict[str, object]:
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [
-            {"name": name, "cluster": {"server": API_URL, "certificate-authority-data": text(authority)}}
+            {"name": name, "cluster": {"server": API_URL, "certificate-authority-data": text(AUTHORITY)}}
         ],
         "users": [
             {
