@@ -221,6 +221,15 @@ class Fleet:
         self.workers.append(WorkerProcess(self.environment(**changes), log, program))
         return self.workers[-1]
 
+    def start_together(self, workers: int, *, slots: int = 10) -> list[WorkerProcess]:
+        """Start workers for `batch`; none of them takes anything before all have registered."""
+        self.conn.execute("update batch set suspended = true where name = 'batch'")
+        started = [self.start(i, slots=slots) for i in range(workers)]
+        for worker in started:
+            worker.registration()
+        self.conn.execute("update batch set suspended = false where name = 'batch'")
+        return started
+
     def run(self, workers: int = 1, *, slots: int = 10, timeout_s: float = PATIENCE_S) -> None:
         """Start workers for `batch` and wait for all to end by themselves, which they do with 0."""
         started = [self.start(i, slots=slots) for i in range(workers)]
@@ -399,7 +408,8 @@ class WatchedShop(_Watched[Cafe24Shop]):
 
     def __init__(self, **config: Any) -> None:
         shop_config = Cafe24Config(**config)
-        super().__init__(Cafe24Shop(shop_config))
+        self._ahead_s = 0.0
+        super().__init__(Cafe24Shop(shop_config, clock=lambda: time.monotonic() + self._ahead_s))
         accounts = demo_accounts(1000, shop_config, datetime.now(UTC))
         self._credentials = {line["user_id"]: line["credentials"] for line in accounts}
 
@@ -410,6 +420,10 @@ class WatchedShop(_Watched[Cafe24Shop]):
     def credentials(self, user_id: int) -> dict[str, Any]:
         """What the seller `user_id` (mall `demo{user_id}`) was given."""
         return dict(self._credentials[user_id])
+
+    def pass_time(self, seconds: float) -> None:
+        """Let so much time pass at once, for the shop alone: bans of it are over."""
+        self._ahead_s += seconds
 
     def consented(self, user_id: int) -> dict[str, Any]:
         """What the seller has after a new consent: a token that is newer than all before."""

@@ -7,7 +7,7 @@ import signal
 from urllib.request import urlopen
 
 import pytest
-from fleet import Fleet, until
+from fleet import Fleet, WatchedShop, until
 
 from crawlfleet.store import batches
 
@@ -32,23 +32,22 @@ def test_a_worker_that_comes_late_ends_with_0_at_once(fleet: Fleet) -> None:
 def test_two_workers_share_a_batch_and_crawl_each_account_once(fleet: Fleet) -> None:
     fleet.noop(users=60, cap=20, duration_s=0.4)
     fleet.plan(workers=2)
-    fleet.conn.execute("update batch set suspended = true")
-    workers = [fleet.start(worker_id, slots=20) for worker_id in range(2)]
-    for worker in workers:
-        worker.registration()
-    fleet.conn.execute("update batch set suspended = false")
+    workers = fleet.start_together(2, slots=20)
     assert [worker.exit_code() for worker in workers] == [0, 0]
     crawls = [len(worker.events("crawled")) for worker in workers]
     assert sum(crawls) == fleet.leases() == 60
     assert min(crawls) >= 15
 
 
-def test_sigterm_lets_running_crawls_finish_and_ends_with_75(fleet: Fleet) -> None:
-    fleet.noop(users=20, duration_s=1.5)
+def test_sigterm_lets_running_crawls_finish_and_ends_with_75(fleet: Fleet, shop: WatchedShop) -> None:
+    fleet.cafe24(shop, users=20)
     fleet.plan()
+    gate = shop.gate("products", most=5)
     worker = fleet.start(slots=5)
-    until(lambda: fleet.held() == 5, "five crawls under way")
+    gate.wait(5)
     worker.send(signal.SIGTERM)
+    until(lambda: fleet.scalar("select unable <> '{}' from worker"), "the drain to be told")
+    gate.open()
     assert worker.exit_code() == 75
     assert (fleet.count("ok"), fleet.count("ready"), fleet.held()) == (5, 15, 0)
     assert fleet.all_failures() == set()
@@ -78,16 +77,18 @@ def test_a_crawl_that_outlasts_the_drain_goes_back_to_the_queue_uncharged(fleet:
     assert fleet.count("waiting") + fleet.count("ready") == 1  # the housekeeper may have promoted it
 
 
-def test_drain_ends_one_worker_with_75_and_the_other_goes_on(fleet: Fleet) -> None:
-    fleet.noop(users=20, duration_s=0.5)
+def test_drain_ends_one_worker_with_75_and_the_other_goes_on(fleet: Fleet, shop: WatchedShop) -> None:
+    fleet.cafe24(shop, users=20)
     fleet.plan(workers=2)
-    drained, other = fleet.start(0, slots=4), fleet.start(1, slots=4)
-    until(lambda: fleet.held() == 8, "both workers at work")
+    gate = shop.gate("products", most=8)
+    drained, other = fleet.start_together(2, slots=4)
+    gate.wait(8)
     assert batches.drain(fleet.conn, drained.registration())
+    gate.open()
     assert drained.exit_code() == 75
     assert other.exit_code() == 0
     assert fleet.count("ok") == 20
-    assert len(drained.events("crawled")) < 20 / 2
+    assert len(drained.events("crawled")) == 4
 
 
 def test_a_worker_above_the_limit_takes_nothing_and_idles(fleet: Fleet) -> None:
