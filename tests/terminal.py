@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 from fleet import API, PATIENCE_S, until
@@ -120,6 +121,14 @@ class Seat:
             )
         self._started.append(Running(process, stdout, stderr))
         return self._started[-1]
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """No batch takes anything meanwhile: however slowly a command starts, there is work left after it."""
+        with psycopg.connect(self.environment["CRAWLFLEET_DATABASE_URL"], autocommit=True) as conn:
+            conn.execute("update batch set suspended = true")
+            yield
+            conn.execute("update batch set suspended = false")
 
     def crawled(self, batch: str) -> int:
         """How many crawls the workers of a batch have told of."""

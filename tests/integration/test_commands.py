@@ -382,10 +382,12 @@ class TestLevers:
     def test_a_drained_worker_ends_and_the_other_goes_on(self, seat: Seat) -> None:
         run = seat.start(*noop_run(seat, users=24, duration_s=0.5, workers=2))
         until(lambda: seat.crawled("nightly") >= 4, "the first crawls")
-        first = next(line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID 0 " in line)
+        with seat.suspended():
+            until(lambda: seat.ok("status", "nightly").count("WORKER_ID") == 2, "both workers")
+            first = next(line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID 0 " in line)
 
-        number = first.split()[1].rstrip(":")
-        assert seat.ok("drain", number) == f"worker {number}: draining\n"
+            number = first.split()[1].rstrip(":")
+            assert seat.ok("drain", number) == f"worker {number}: draining\n"
 
         assert run.exit_code() == 0
         assert "worker ended code=75" in (seat.state_dir / "logs/nightly/worker-0.log").read_text()

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -241,7 +240,7 @@ class TestSourcesAlone:
         assert said == "declared: slow (paused: maxConcurrent 0, requestsPerSecond 2.5)\n"
 
     def test_pause_a_batch_that_runs(self, seat: Seat) -> None:
-        words = noop_run(seat, users=40, duration_s=0.3, cap=2)
+        words = noop_run(seat, users=400, duration_s=0.3, cap=2)
         run = seat.start(*words)
         until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
 
@@ -292,18 +291,16 @@ class TestInterrupted:
         assert seat.crawled("nightly") == 16
 
     def test_twice_stops_at_once(self, own_seat: Seat) -> None:
-        """The crawls would take a minute more; the next run does not have to outwait their permits."""
-        words = noop_run(own_seat, users=4, duration_s=60)
+        """The crawls would take an hour more; the next run does not have to outwait their permits."""
+        words = noop_run(own_seat, users=4, duration_s=3600)
         run = own_seat.start(*words)
         run.wait_for("4 running")
 
         run.signal(signal.SIGINT)
         run.wait_for("draining")
-        began_s = time.monotonic()
         run.signal(signal.SIGINT)
 
         assert run.exit_code() == 130
-        assert time.monotonic() - began_s < 15
         assert "stopped at once" in run.stdout
         own_seat.assert_nothing_is_left()
         said = own_seat.ok("status", "nightly")
@@ -328,9 +325,10 @@ def test_a_run_whose_workers_were_all_drained_says_so(seat: Seat) -> None:
     words = noop_run(seat, users=24, duration_s=0.5)
     run = seat.start(*words)
     until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
-    (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
+    with seat.suspended():
+        (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
 
-    seat.ok("drain", line.split()[1].rstrip(":"))
+        seat.ok("drain", line.split()[1].rstrip(":"))
 
     assert run.exit_code() == 1
     assert "every worker was drained by `crawlfleet drain`; the same command starts new ones" in run.stdout
@@ -342,8 +340,9 @@ def test_the_picture_after_a_drain_says_so(seat: Seat) -> None:
     with ThreadPoolExecutor(1) as thread:
         drawn = thread.submit(on_a_terminal, seat, *words)
         until(lambda: seat.crawled("nightly") >= 2, "the first crawls")
-        (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
-        seat.ok("drain", line.split()[1].rstrip(":"))
+        with seat.suspended():
+            (line,) = (line for line in seat.ok("status", "nightly").splitlines() if "WORKER_ID" in line)
+            seat.ok("drain", line.split()[1].rstrip(":"))
 
         code, text = drawn.result()
 
