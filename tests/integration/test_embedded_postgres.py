@@ -185,7 +185,7 @@ def test_the_first_process_leaves_the_server_to_the_others(state_dir: Path, how:
         assert conn.execute("select 42").fetchone() == (42,)
         conn.close()
 
-    assert not watch.survivors(timeout_s=5)
+    assert not watch.survivors()
 
 
 def test_who_attaches_after_the_first_was_killed_too_early_finds_a_database(state_dir: Path) -> None:
@@ -209,7 +209,7 @@ def test_many_that_come_at_once_share_one_server(state_dir: Path) -> None:
     watch = Watch(postmaster_pid(state_dir))
     for server in servers:
         server.stop()
-    assert not watch.survivors(timeout_s=5)
+    assert not watch.survivors()
 
 
 def test_who_attaches_while_the_last_one_leaves_gets_a_server(state_dir: Path) -> None:

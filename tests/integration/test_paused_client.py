@@ -44,6 +44,7 @@ from crawlfleet.store.fleet import close_batch, housekeep
 from crawlfleet.store.queries import sql
 from crawlfleet.store.sources import lock_sources, put_source, source_id_of
 
+IDLE = "idle_in_transaction_session_timeout"
 Connections = Callable[[], Connection]
 Act = Callable[[Connection], object]
 
@@ -72,7 +73,7 @@ def pause_in(
 ) -> list[type[BaseException]]:
     """Stop an operation before it commits `statement`; returns what the client is told when it goes on.
 
-    `meanwhile` needs nothing that is locked; `rival` wants it all, and gets it in the end.
+    `meanwhile` needs nothing that is locked, and the time-out waits for it; `rival` wants it all, and gets it in the end.
     """
     paused, watch = connections(), connections()
     alive = "select exists (select from pg_stat_activity where pid = %s)"
@@ -82,8 +83,11 @@ def pause_in(
 
         def stop() -> None:
             waiting.append(thread.submit(rival, connections()))
+            idle_s = scalar(paused, f"show {IDLE}")
+            paused.execute(f"set local {IDLE} = 0")
             meanwhile(connections())
-            assert scalar(watch, alive, paused.info.backend_pid), "meanwhile took as long as the pause"
+            assert scalar(watch, alive, paused.info.backend_pid)
+            paused.execute(f"set local {IDLE} = '{idle_s}'")
             until(lambda: not scalar(watch, alive, paused.info.backend_pid), 4 * IDLE_IN_TRANSACTION_S)
 
         try:
