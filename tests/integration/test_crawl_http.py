@@ -140,11 +140,14 @@ def expect_deadline(fleet: Fleet, user_id: int) -> None:
 def test_a_reply_that_drips_is_ended_at_the_deadline_and_others_go_on(
     fleet: Fleet, shop: WatchedShop
 ) -> None:
-    """A byte every 0.2 s keeps every read of `requests` alive for ever."""
+    """A byte every 0.2 s keeps every read of `requests` alive for ever. The others have a source, and time, of their own."""
     shop.switch_account("demo1", drip=True)
-    fleet.cafe24(shop, users=6, maxConcurrent=2, jobTimeoutSeconds=2, budgets={"retry": 0})
+    fleet.cafe24(shop, users=1, jobTimeoutSeconds=2, budgets={"retry": 0})
+    elsewhere = shop.base_url.replace("127.0.0.1", "localhost")
+    fleet.declare("others", adapter="cafe24", baseURL=elsewhere, maxConcurrent=1)
+    fleet.add_accounts("others", [(user_id, shop.credentials(user_id)) for user_id in range(2, 7)])
     fleet.plan()
-    fleet.run()
+    fleet.run(slots=2)
     expect_deadline(fleet, 1)
     assert fleet.items() == shop.truth(range(2, 7))
 
@@ -184,7 +187,7 @@ def test_a_connection_that_hangs_inside_a_body_is_shut_at_the_deadline(fleet: Fl
 
 def test_a_deadline_is_retried_within_the_budget(fleet: Fleet, shop: WatchedShop) -> None:
     shop.switch_account("demo1", drip=True)
-    fleet.cafe24(shop, users=1, jobTimeoutSeconds=1, budgets={"retry": 3})
+    fleet.cafe24(shop, users=1, jobTimeoutSeconds=1, budgets={"retry": 20})
     fleet.plan()
     worker = fleet.start()
     until(lambda: fleet.failures(1), "the first deadline")
