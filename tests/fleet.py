@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from builders import key_ring, scalar
+from builders import key_ring, pass_ticks, scalar
 
 from crawlfleet import apply, planner
 from crawlfleet.accounts import Account
@@ -50,9 +50,17 @@ from crawlfleet.store.fleet import Clock
 API = "crawlfleet.dev/v1alpha1"
 CALM = Clock(tick_s=0.5, expire_ticks=24, quarantine_ticks=4)
 """Nobody expires in such a test: a busy machine may stop a healthy worker for seconds."""
-HASTY = Clock(tick_s=0.25, expire_ticks=12, quarantine_ticks=2)
-"""A worker stops itself after 2.5 s without a renewal; its permits are free again after 3.5 s."""
 PATIENCE_S = 60.0
+PAUSABLE = """
+import os
+import sys
+import time
+from crawlfleet.cli import main
+now = time.clock_gettime
+time.clock_gettime = lambda clock: now(clock) + 60 * os.path.exists(os.environ["LATER"])
+sys.exit(main(["worker"]))
+"""
+"""A worker for which a minute has passed once the file LATER is there, as after a pause of its host."""
 
 Found = TypeVar("Found")
 
@@ -235,6 +243,10 @@ class Fleet:
         started = [self.start(i, slots=slots) for i in range(workers)]
         for worker in started:
             assert worker.exit_code(timeout_s) == 0, worker.text()[-3000:]
+
+    def expire(self) -> None:
+        """Let ticks pass until whoever is silent can be rescued; nobody else may keep house meanwhile."""
+        pass_ticks(self.conn, CALM.expire_ticks + CALM.quarantine_ticks)
 
     def bury(self, worker: WorkerProcess) -> None:
         """Kill a worker; its permits are rescued at the next housekeeping, as a parent that saw it die has it."""

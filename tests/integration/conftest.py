@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from fleet import HASTY, Fleet, WatchedShop
+from fleet import Fleet, WatchedShop
 from supervised import Supervised, require_chrome, supervised
 
 from crawlfleet.browser.chrome import Chrome
@@ -31,13 +31,6 @@ def conn(connections: Callable[[], Connection]) -> Connection:
 @pytest.fixture
 def fleet(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
     with Fleet(database_url, tmp_path) as fleet:
-        yield fleet
-
-
-@pytest.fixture
-def hasty(database_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    """A fleet that gives up a silent worker after seconds."""
-    with Fleet(database_url, tmp_path, HASTY) as fleet:
         yield fleet
 
 

@@ -346,25 +346,26 @@ STEPS = {"login page": "ok", "login": "dead", "dashboard": "dead", "orders": "ok
 
 
 def test_a_worker_killed_at_any_step_of_a_login_never_submits_a_password_again(
-    hasty: Fleet, shop: WatchedAblyShop, chrome_url: str
+    fleet: Fleet, shop: WatchedAblyShop, chrome_url: str
 ) -> None:
     """One account is held at each step, whichever comes there first."""
-    hasty.ably(shop, users=range(1, len(STEPS) + 1))
-    hasty.plan()
+    fleet.ably(shop, users=range(1, len(STEPS) + 1))
+    fleet.plan()
     gates = {step: shop.gate(step, most=1) for step in STEPS}
-    first = start(hasty, chrome_url)
+    first = start(fleet, chrome_url)
     for gate in gates.values():
         gate.wait()
     first.kill()
     for gate in gates.values():
         gate.open()
-    second = start(hasty, chrome_url)
+    fleet.expire()
+    second = start(fleet, chrome_url)
     assert second.exit_code(150) == 0, second.text()[-3000:]
     assert {name: count for name, count in shop.violations().items() if "password" in name} == {}
-    assert sorted(state for state, _ in hasty.tasks().values()) == sorted(STEPS.values())
-    dead = {f"demo{user}" for user, (state, _) in hasty.tasks().items() if state == "dead"}
+    assert sorted(state for state, _ in fleet.tasks().values()) == sorted(STEPS.values())
+    dead = {f"demo{user}" for user, (state, _) in fleet.tasks().items() if state == "dead"}
     assert dead == {gates[step].held[0].account for step, state in STEPS.items() if state == "dead"}
-    assert {("crashed", "WorkerLost"), ("auth", "LoginInterrupted")} <= hasty.all_failures()
+    assert {("crashed", "WorkerLost"), ("auth", "LoginInterrupted")} <= fleet.all_failures()
 
 
 @pytest.mark.parametrize("way_out", ["direct", "proxy"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from builders import SETTINGS, lease, register_worker, take
-from fleet import CALM, Fleet, WatchedShop, WorkerProcess, until
+from fleet import CALM, PAUSABLE, Fleet, WatchedShop, WorkerProcess, until
 from pg_proxy import PgProxy
 from prometheus_client import REGISTRY
 
@@ -436,23 +436,24 @@ def test_killed_after_the_store_the_next_worker_uses_what_was_stored(fleet: Flee
 
 
 def test_a_paused_refresher_stores_its_reply_after_its_rescue_and_the_next_worker_adopts_it(
-    hasty: Fleet, shop: WatchedShop
+    fleet: Fleet, shop: WatchedShop
 ) -> None:
-    hasty.cafe24(shop, users=1)
-    hasty.plan()
+    fleet.cafe24(shop, users=1)
+    fleet.plan()
     gate = shop.gate("token", most=1)
-    paused = hasty.start()
+    paused = fleet.start()
     gate.wait()
     paused.send(signal.SIGSTOP)
     gate.open()
-    other = hasty.start()
-    until(lambda: hasty.failures(1) == [("crashed", "WorkerLost")], "the rescue")
-    until(lambda: hasty.held() == 1, "the other to take the account and to wait")
+    fleet.expire()
+    other = fleet.start()
+    until(lambda: fleet.failures(1) == [("crashed", "WorkerLost")], "the rescue")
+    until(lambda: fleet.held() == 1, "the other to take the account and to wait")
     paused.send(signal.SIGCONT)
     assert other.exit_code() == 0
     assert paused.exit_code() == 74
-    assert hasty.tasks() == {1: ("ok", "ok")}
-    assert (len(shop.seen("token")), generation(hasty, 1)) == (1, 1)
+    assert fleet.tasks() == {1: ("ok", "ok")}
+    assert (len(shop.seen("token")), generation(fleet, 1)) == (1, 1)
     assert shop.violations() == {}
 
 
@@ -494,25 +495,28 @@ def test_a_store_whose_backend_is_terminated_is_repeated(fleet: Fleet, shop: Wat
 
 
 def test_a_worker_without_a_database_does_not_end_over_a_token_that_is_not_stored(
-    hasty: Fleet, shop: WatchedShop, open_dir: Path
+    fleet: Fleet, shop: WatchedShop, open_dir: Path
 ) -> None:
-    hasty.cafe24(shop, users=1)
-    hasty.plan()
+    fleet.cafe24(shop, users=1)
+    fleet.plan()
     gate = shop.gate("token", most=1)
-    with PgProxy(hasty.url, open_dir) as proxy:
-        worker = hasty.start(CRAWLFLEET_DATABASE_URL=proxy.url)
+    later = open_dir / "later"
+    with PgProxy(fleet.url, open_dir) as proxy:
+        worker = fleet.start(program=PAUSABLE, LATER=str(later), CRAWLFLEET_DATABASE_URL=proxy.url)
         gate.wait()
         proxy.refuse()
         gate.open()
-        until(lambda: worker.events("worker stops itself"), "the deadline")
         until(lambda: worker.events("token not stored yet"), "the store to fail")
+        later.touch()
+        until(lambda: worker.events("worker stops itself"), "the deadline")
         requests = len(shop.seen())
         proxy.admit()
         assert worker.exit_code() == 74
-    assert generation(hasty, 1) == 1
+    assert generation(fleet, 1) == 1
     assert len(shop.seen()) == requests
-    hasty.run()
-    assert hasty.tasks() == {1: ("ok", "ok")}
+    fleet.expire()
+    fleet.run()
+    assert fleet.tasks() == {1: ("ok", "ok")}
     assert len(shop.seen("token")) == 1
 
 
