@@ -9,7 +9,7 @@ LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet --upgrade 
   --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help setup deps chrome-deps test-deps run test lint format lock bench bench-deps chaos cluster-deps cluster-build cluster-up cluster-down test-cluster cluster-matrix clean
+.PHONY: help setup deps chrome-deps test-deps run test lint format crds lock bench bench-deps chaos cluster-deps cluster-build cluster-up cluster-down test-cluster cluster-matrix clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ lint: setup ## check style, formatting, types and the direction of imports
 format: setup ## format the code
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
+
+crds: setup ## write k8s/crds from the models
+	$(BIN)/crawlfleet crds --into k8s/crds
 
 lock: setup ## raise every dependency to its newest version in the locks: of everything, of each image, of the build
 	$(BIN)/pip install --quiet pip-tools

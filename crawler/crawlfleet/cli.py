@@ -222,7 +222,11 @@ def _add_shops(commands: Commands) -> None:
 def _add_upkeep(commands: Commands) -> None:
     _add(commands, "migrate", "upkeep.migrate", "bring the database's schema up to date")
     _add(commands, "doctor", "upkeep.doctor", "check database, schema, keys, sources and Chrome")
-    _add_placeless(commands, "crds", "upkeep.print_crds", "print the CustomResourceDefinitions, as YAML")
+    about = "print the CustomResourceDefinitions, as YAML"
+    crds = _add_placeless(commands, "crds", "upkeep.print_crds", about)
+    crds.add_argument(
+        "--into", type=Path, metavar="DIR", help="write a file for each into this folder instead"
+    )
     about = "make and rotate the keys that credentials are sealed with"
     verbs = commands.add_parser("keys", help=about, description=about).add_subparsers(
         required=True, metavar="VERB"

@@ -1,7 +1,8 @@
 """The documents that people write, as typed, frozen models: CrawlSource, CrawlBatch and Secret, read strictly.
 
-A model refuses what it was not made for; what follows from a spec alone (caps, exits, proxy addresses) stands
-here too. `documents.py` reads them from files and puts what is wrong into words. Whether an adapter likes its
+A model refuses what it was not made for, and so does Kubernetes, by the schema and the CEL rules that `crds.py`
+takes from here. What follows from a spec alone (caps, exits, proxy addresses) stands here too. `documents.py`
+reads them from files and puts what is wrong into words. Whether an adapter likes its
 `options` and what the database holds is for others to say. No repr holds a value of a Secret.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -21,9 +23,9 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     JsonValue,
     SecretStr,
-    Strict,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -31,6 +33,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ValidationInfo
 
@@ -46,6 +49,26 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 # Leaves. Each says what it expects in words, since pydantic's own message names only the rule that failed.
+
+
+def _validations(*rules: tuple[str, str]) -> dict[str, Any]:
+    """For Kubernetes, what a schema cannot say: rules in CEL, each with the sentence that a breach is refused with.
+
+    The Python that says the same stands beside it.
+    """
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
+
+
+def _rules(*rules: tuple[str, str]) -> ConfigDict:
+    """The same, of a model."""
+    return ConfigDict(json_schema_extra=_validations(*rules))
+
+
+def _name_rule(most: int) -> tuple[str, str]:
+    return (
+        f"self.metadata.name.size() <= {most} && self.metadata.name.matches('{LABEL}')",
+        f"metadata.name must be at most {most} lower-case letters, digits and inner hyphens",
+    )
 
 
 def _broken(rule: str) -> PydanticCustomError:
@@ -76,11 +99,65 @@ class Whole:
         return core_schema.no_info_wrap_validator_function(check, number)
 
 
+@dataclass(frozen=True)
+class Distinct:
+    """A list of `least` to `most` values, no two of them the same: in themselves, or in their field `key`."""
+
+    most: int
+    least: int = 1
+    key: str | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        values: Any = {
+            **handler(source),
+            "strict": False,
+            "min_length": self.least,
+            "max_length": self.most,
+        }
+        return core_schema.no_info_after_validator_function(self._refuse_twice, values)
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        values = handler(schema)
+        if self.key is None:
+            return values | {"x-kubernetes-list-type": "set"}
+        return values | {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [self.key]}
+
+    def _refuse_twice(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        named = [value if self.key is None else getattr(value, self.key) for value in values]
+        if twice := sorted({name for name, times in Counter(named).items() if times > 1}):
+            raise _broken(f"names {', '.join(map(str, twice))} twice")
+        return values
+
+
 def _check_true(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     # A literal alone would let 1 pass, since it equals True.
     if value is not True:
         raise PydanticCustomError("expected", "expected {expected}", {"expected": "true"})
     return handler(value)
+
+
+# Patterns of an address's parts, as CEL reads them; the port is 1 to 65535.
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_USER = "[^/?#]*@"
+_HOST = r"(\[[0-9a-f:.]+\]|[^/?#@:\[\]]+)"
+_BASE_URL_RULES = _validations(
+    (
+        f"self.matches(r'(?i)^https?://({_USER})?{_HOST}(:{_PORT}?)?([/?#]|$)')"
+        r" && !self.matches(r'[[:cntrl:]\s\\]')",
+        "baseURL must be an http:// or https:// address with a host",
+    ),
+    (
+        f"!self.matches('^[^/?#]*//{_USER}')",
+        "baseURL must not hold a user name or password: credentials belong in accounts and Secrets",
+    ),
+    ("!self.matches('[?#]')", "baseURL must end with the path, without ? or #"),
+    (
+        f"!self.replace('{MALL_ID}', '').matches('[{{}}]')",
+        f"baseURL may hold the placeholder {MALL_ID} and no other braces",
+    ),
+)
 
 
 def _check_base_url(url: str) -> str:
@@ -90,7 +167,7 @@ def _check_base_url(url: str) -> str:
         raise _broken("expected an http:// or https:// address with a host")
     if "@" in parts.netloc:
         raise _broken("holds a user name or password; credentials belong in accounts and Secrets")
-    if parts.query or parts.fragment:
+    if set("?#") & set(url):
         raise _broken("must end with the path, without ? or #")
     if set("{}") & set(url.replace(MALL_ID, "")):
         raise _broken(f"may hold the placeholder {MALL_ID} and no other braces")
@@ -137,7 +214,12 @@ Pace = Annotated[
     Field(ge=0.001, le=1_000_000),
     WrapValidator(_expecting("a number from 0.001 to 1000000")),
 ]
-BaseURL = Annotated[str, AfterValidator(_check_base_url)]
+BaseURL = Annotated[
+    str,
+    Field(max_length=1024, json_schema_extra=_BASE_URL_RULES),
+    WrapValidator(_expecting("text of at most 1024 characters")),
+    AfterValidator(_check_base_url),
+]
 Base64 = Annotated[SecretStr, AfterValidator(_check_base64)]
 
 
@@ -179,6 +261,13 @@ class CoolDown(Model):
     first: Annotated[int, Whole(1, _DAY_S)] = 60
     longest: Annotated[int, Whole(1, 30 * _DAY_S)] = 3600
 
+    model_config = _rules(
+        (
+            "self.longest >= self.first",
+            "coolDownSeconds.longest must not be below coolDownSeconds.first",
+        )
+    )
+
     @model_validator(mode="after")
     def _check_order(self) -> CoolDown:
         if self.longest < self.first:
@@ -201,18 +290,21 @@ class CrawlSourceSpec(Model):
     base_url: BaseURL | None = Field(default=None, alias="baseURL")
     max_concurrent: Annotated[int, Whole(0, 1000)]
     requests_per_second: Pace | None = None
-    egresses: Annotated[tuple[Egress, ...], Strict(False), Field(min_length=1)] = (Egress(name="direct"),)
+    egresses: Annotated[tuple[Egress, ...], Distinct(100, key="name")] = (Egress(name="direct"),)
     job_timeout_seconds: Annotated[int, Whole(1, _DAY_S)] = 600
     retention_days: Annotated[int, Whole(1, 3650)] | None = None
     cool_down_seconds: CoolDown = CoolDown()
     budgets: BudgetSpec = BudgetSpec()
     options: dict[str, JsonValue] = {}
 
-    @field_validator("egresses")
-    @classmethod
-    def _check_names(cls, egresses: tuple[Egress, ...]) -> tuple[Egress, ...]:
-        _refuse_twice([egress.name for egress in egresses])
-        return egresses
+    model_config = _rules(
+        (
+            "self.maxConcurrent == 0 || self.maxConcurrent >="
+            " self.egresses.map(egress, has(egress.maxConcurrent) ? egress.maxConcurrent : 1).sum()",
+            "egresses must fit into the source's maxConcurrent: the sum of their own maxConcurrent, and at least 1 for"
+            " each egress without one, must not exceed it",
+        )
+    )
 
     @field_validator("egresses")
     @classmethod
@@ -226,6 +318,10 @@ class CrawlSourceSpec(Model):
 
 
 class CrawlSource(Model):
+    """A platform, and how it may be crawled."""
+
+    model_config = _rules(_name_rule(63))
+
     api_version: Literal["crawlfleet.dev/v1alpha1"]
     kind: Literal["CrawlSource"]
     metadata: Metadata
@@ -238,6 +334,10 @@ class IdModulo(Model):
     divisor: Annotated[int, Whole(1, INT32)]
     remainder: Annotated[int, Whole(0, INT32)]
 
+    model_config = _rules(
+        ("self.remainder < self.divisor", "idModulo.remainder must be below idModulo.divisor")
+    )
+
     @model_validator(mode="after")
     def _check_remainder(self) -> IdModulo:
         if self.remainder >= self.divisor:
@@ -249,14 +349,16 @@ class Users(Model):
     """Which users a batch crawls; exactly one field is set."""
 
     all: Annotated[Literal[True], WrapValidator(_check_true)] | None = None
-    tiers: Annotated[tuple[Tier, ...], Strict(False), Field(min_length=1)] | None = None
-    ids: (
-        Annotated[
-            tuple[Annotated[int, Whole(1, INT64)], ...], Strict(False), Field(min_length=1, max_length=1000)
-        ]
-        | None
-    ) = None
+    tiers: Annotated[tuple[Tier, ...], Distinct(3)] | None = None
+    ids: Annotated[tuple[Annotated[int, Whole(1, INT64)], ...], Distinct(1000)] | None = None
     id_modulo: IdModulo | None = None
+
+    model_config = _rules(
+        (
+            "[has(self.all), has(self.tiers), has(self.ids), has(self.idModulo)].filter(set, set).size() == 1",
+            "users must have exactly one of the fields all, tiers, ids and idModulo",
+        )
+    )
 
     @model_validator(mode="after")
     def _check_one(self) -> Users:
@@ -265,10 +367,30 @@ class Users(Model):
         return self
 
 
-class CrawlBatchSpec(Model):
-    """Whom to crawl, once. `maxConcurrent` holds for each worker; `template` is the pod's, as Kubernetes has it."""
+class PodMetadata(Model):
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
 
-    sources: Annotated[tuple[Label, ...], Strict(False), Field(min_length=1)]
+
+class PodTemplate(Model):
+    """What the pods have besides, as Kubernetes has it; containers are known by name: `crawler` and `chrome`."""
+
+    metadata: PodMetadata | None = None
+    spec: dict[str, JsonValue] | None = None
+
+
+class CrawlBatchSpec(Model):
+    """Whom to crawl, once. `maxConcurrent` holds for each worker."""
+
+    model_config = _rules(
+        (
+            "self.sources == oldSelf.sources",
+            "sources is immutable: a batch of other sources needs another name",
+        ),
+        ("self.users == oldSelf.users", "users is immutable: a batch of other users needs another name"),
+    )
+
+    sources: Annotated[tuple[Label, ...], Distinct(20)]
     users: Users = Users(all=True)
     workers: Annotated[int, Whole(1, 1000)] = 2
     max_concurrent: Annotated[int, Whole(1, 1000)] = 10
@@ -277,16 +399,15 @@ class CrawlBatchSpec(Model):
     active_deadline_seconds: Seconds | None = None
     start_deadline_seconds: Seconds | None = None
     ttl_seconds_after_finished: Annotated[int, Whole(0, INT32)] | None = None
-    template: dict[str, JsonValue] = {}
-
-    @field_validator("sources")
-    @classmethod
-    def _check_names(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
-        _refuse_twice(sources)
-        return sources
+    template: PodTemplate = PodTemplate()
 
 
 class CrawlBatch(Model):
+    """One crawl of the chosen users' accounts at its sources, to its end."""
+
+    # The names of its Jobs and pods, at most 63 characters long, begin with this one.
+    model_config = _rules(_name_rule(45))
+
     api_version: Literal["crawlfleet.dev/v1alpha1"]
     kind: Literal["CrawlBatch"]
     metadata: Metadata
@@ -325,12 +446,6 @@ def _utf8(value: bytes | None) -> str | None:
         return None if value is None else value.decode("utf-8")
     except UnicodeDecodeError:
         return None
-
-
-def _refuse_twice(names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise _broken(f"names {', '.join(twice)} twice")
 
 
 # What follows from them.

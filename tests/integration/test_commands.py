@@ -486,6 +486,11 @@ class TestUpkeep:
 
         assert kinds == ["CrawlSource", "CrawlBatch"]
 
+    def test_crds_may_be_a_file_each(self, crawled: Seat, tmp_path: Path) -> None:
+        assert crawled.ok("crds", "--into", tmp_path) == ""
+
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["crawlbatches.yaml", "crawlsources.yaml"]
+
     def test_a_rotation_seals_all_with_the_new_key_and_the_old_one_can_go(self, seat: Seat) -> None:
         seat.ok(*noop_run(seat, users=3))
         ring = seat.state_dir / "keys"

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import re
+from pathlib import Path
 
 import pytest
 import yaml
+from schemas import document_schema, values
 
-from crawlfleet.crds import as_yaml, definitions
+from crawlfleet.crds import Schema, definitions, files
 from crawlfleet.manifests import CrawlBatchSpec, CrawlSourceSpec, Model
+from crawlfleet.statuses import CrawlBatchStatus, CrawlSourceStatus
 
-Schema = dict[str, Any]
+K8S = Path(__file__).parents[2] / "k8s"
 ALLOWED = {
     "type", "description", "format", "enum", "default", "pattern", "minLength", "maxLength", "minimum", "maximum",
-    "minItems", "maxItems", "required", "properties", "items", "x-kubernetes-preserve-unknown-fields",
+    "minItems", "maxItems", "required", "properties", "additionalProperties", "items",
+    "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+    "x-kubernetes-validations",
 }  # fmt: skip
-
-
-def schema(crd: Schema) -> Schema:
-    (version,) = crd["spec"]["versions"]
-    found: Schema = version["schema"]["openAPIV3Schema"]
-    return found
-
-
-def values(path: str, one: Schema) -> Iterator[tuple[str, Schema]]:
-    """Every schema in this one, with its path."""
-    yield path, one
-    for name, inner in one.get("properties", {}).items():
-        yield from values(f"{path}.{name}", inner)
-    if "items" in one:
-        yield from values(f"{path}[]", one["items"])
 
 
 EVERY_VALUE = [
     pytest.param(one, id=path)
     for crd in definitions()
-    for path, one in values(crd["spec"]["names"]["kind"], schema(crd))
+    for path, one in values(crd["spec"]["names"]["kind"], document_schema(crd))
 ]
 
 
@@ -46,9 +35,23 @@ def test_every_value_is_structural(one: Schema) -> None:
     assert set(one) <= ALLOWED
     assert one["type"] in ("object", "array", "string", "integer", "number", "boolean")
     assert (one["type"] == "array") == ("items" in one)
-    is_open = one.get("x-kubernetes-preserve-unknown-fields", False)
+    inside = {"properties", "additionalProperties", "x-kubernetes-preserve-unknown-fields"} & set(one)
     is_metadata = one == {"type": "object"}
-    assert (one["type"] == "object") == ("properties" in one or is_open or is_metadata)
+    assert (one["type"] == "object") == (len(inside) == 1 or is_metadata)
+
+
+@pytest.mark.parametrize("one", EVERY_VALUE)
+def test_every_list_has_a_most_and_refuses_the_same_twice(one: Schema) -> None:
+    """Without a most Kubernetes cannot tell what a rule costs."""
+    if one["type"] == "array":
+        assert one["maxItems"] >= one["minItems"]
+        assert one["x-kubernetes-list-type"] in ("set", "map")
+
+
+@pytest.mark.parametrize("one", EVERY_VALUE)
+def test_every_rule_has_a_sentence(one: Schema) -> None:
+    for rule in one.get("x-kubernetes-validations", []):
+        assert rule["message"]
 
 
 @pytest.mark.parametrize("one", EVERY_VALUE)
@@ -58,14 +61,14 @@ def test_what_is_required_is_there_and_has_no_default(one: Schema) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "short", "spec"),
+    ("kind", "name", "short", "spec", "status"),
     [
-        ("CrawlSource", "crawlsources.crawlfleet.dev", "csrc", CrawlSourceSpec),
-        ("CrawlBatch", "crawlbatches.crawlfleet.dev", "cb", CrawlBatchSpec),
+        ("CrawlSource", "crawlsources.crawlfleet.dev", "csrc", CrawlSourceSpec, CrawlSourceStatus),
+        ("CrawlBatch", "crawlbatches.crawlfleet.dev", "cb", CrawlBatchSpec, CrawlBatchStatus),
     ],
 )
 def test_a_definition_names_its_resource_and_every_field(
-    kind: str, name: str, short: str, spec: type[Model]
+    kind: str, name: str, short: str, spec: type[Model], status: type[Model]
 ) -> None:
     crd = next(crd for crd in definitions() if crd["spec"]["names"]["kind"] == kind)
 
@@ -73,13 +76,31 @@ def test_a_definition_names_its_resource_and_every_field(
     assert (crd["spec"]["group"], crd["spec"]["scope"]) == ("crawlfleet.dev", "Namespaced")
     assert crd["spec"]["names"]["shortNames"] == [short]
     assert crd["spec"]["versions"][0]["name"] == "v1alpha1"
-    assert crd["spec"]["versions"][0]["subresources"] == {"status": {}}
-    fields = {info.alias for info in spec.model_fields.values()}
-    assert set(schema(crd)["properties"]["spec"]["properties"]) == fields
+    for field, model in (("spec", spec), ("status", status)):
+        fields = {info.alias for info in model.model_fields.values()}
+        assert set(document_schema(crd)["properties"][field]["properties"]) == fields
+
+
+@pytest.mark.parametrize("crd", definitions(), ids=lambda crd: crd["metadata"]["name"])
+def test_columns_and_scale_lead_to_fields_that_are_there(crd: Schema) -> None:
+    """A path that leads nowhere is no error for Kubernetes: the column stays empty."""
+    known = {path.replace("[]", "") for path, _ in values("", document_schema(crd))} | {
+        ".metadata.creationTimestamp"
+    }
+    (version,) = crd["spec"]["versions"]
+    columns = [column["jsonPath"] for column in version["additionalPrinterColumns"]]
+    paths = [re.sub(r"\[.*?\]", "", path) for path in columns]
+
+    assert set(paths) | set(version["subresources"].get("scale", {}).values()) <= known
+
+
+@pytest.mark.parametrize("model", [CrawlSourceStatus, CrawlBatchStatus])
+def test_a_status_may_be_empty(model: type[Model]) -> None:
+    assert model.model_validate({}).model_dump(exclude_none=True) == {}
 
 
 def test_bounds_patterns_and_defaults_come_from_the_models() -> None:
-    source, batch = (schema(crd)["properties"]["spec"]["properties"] for crd in definitions())
+    source, batch = (document_schema(crd)["properties"]["spec"]["properties"] for crd in definitions())
 
     assert source["maxConcurrent"] == {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1000}
     assert source["egresses"]["default"] == [{"name": "direct"}]
@@ -92,7 +113,7 @@ def test_bounds_patterns_and_defaults_come_from_the_models() -> None:
 
 def test_defaults_are_what_a_manifest_would_hold() -> None:
     """Kubernetes writes them into the object: the models must take them back."""
-    source, batch = (schema(crd)["properties"]["spec"]["properties"] for crd in definitions())
+    source, batch = (document_schema(crd)["properties"]["spec"]["properties"] for crd in definitions())
     written = {name: one["default"] for name, one in source.items() if "default" in one}
 
     spec = CrawlSourceSpec.model_validate({"adapter": "noop", "maxConcurrent": 1, **written})
@@ -104,8 +125,13 @@ def test_defaults_are_what_a_manifest_would_hold() -> None:
     )
 
 
-def test_the_text_holds_the_definitions_without_anchors() -> None:
-    text = as_yaml()
+def test_the_files_hold_the_definitions_without_anchors() -> None:
+    text = "".join(files().values())
 
     assert list(yaml.safe_load_all(text)) == definitions()
     assert "&id" not in text
+
+
+def test_the_files_are_those_of_k8s_crds() -> None:
+    """`make crds` writes them."""
+    assert {file.name: file.read_text(encoding="utf-8") for file in (K8S / "crds").iterdir()} == files()

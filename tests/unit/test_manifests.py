@@ -141,11 +141,13 @@ def test_labels_annotations_and_a_namespace_are_allowed(file: Path) -> None:
 
 
 def test_a_template_is_kept_as_it_is(file: Path) -> None:
-    template = {
-        "resources": {"limits": {"memory": "2Gi", "cpu": 1.5}},
+    spec = {
+        "containers": [{"name": "crawler", "resources": {"limits": {"memory": "2Gi", "cpu": 1.5}}}],
         "tolerations": [{"operator": "Exists"}],
     }
-    assert load_documents(file, source(), batch(template=template)).batches[0].spec.template == template
+    template = {"metadata": {"labels": {"team": "data"}}, "spec": spec}
+    read = load_documents(file, source(), batch(template=template)).batches[0].spec.template
+    assert read.model_dump(exclude_none=True) == template
 
 
 def test_documents_of_several_files_refer_to_each_other(tmp_path: Path) -> None:
@@ -245,6 +247,8 @@ def test_a_bad_source_is_refused(file: Path, spec: dict[str, Any], problem: str)
         "https://{mall}.example.com",
         "https://{mall_id.example.com",
         "https://shop.example.com/?a=b",
+        "https://shop.example.com/?",
+        "https://shop.example.com/" + "a" * 1000,
         "https://shop.example.com/#a",
         f"https://user:{PLANTED}@shop.example.com",
     ],
@@ -261,6 +265,10 @@ def test_a_bad_base_url_is_refused_without_being_shown(file: Path, url: str) -> 
         ({"sources": []}, "sources: expected at least one entry"),
         ({"sources": "shop"}, "sources: expected a list, not 'shop'"),
         ({"sources": ["shop", "shop"]}, "sources: names shop twice"),
+        (
+            {"sources": [f"shop-{number}" for number in range(21)]},
+            "sources: expected at most 20 entries, not 21",
+        ),
         ({"workers": 0}, f"workers: {WHOLE} 1 to 1000, not 0"),
         ({"maxConcurrent": 1001}, f"maxConcurrent: {WHOLE} 1 to 1000, not 1001"),
         ({"suspend": "yes"}, "suspend: expected true or false, not 'yes'"),
@@ -268,6 +276,7 @@ def test_a_bad_base_url_is_refused_without_being_shown(file: Path, url: str) -> 
         ({"activeDeadlineSeconds": 0}, f"activeDeadlineSeconds: {WHOLE} 1 to 2147483647, not 0"),
         ({"ttlSecondsAfterFinished": -1}, f"ttlSecondsAfterFinished: {WHOLE} 0 to 2147483647, not -1"),
         ({"template": "big"}, "template: expected a mapping, not this text"),
+        ({"template": {"resources": {}}}, "template.resources: unknown field; known: metadata, spec"),
         ({"users": {}}, "users: expected exactly one of all, tiers, ids, idModulo"),
         ({"users": {"tiers": None}}, "users: expected exactly one of all, tiers, ids, idModulo"),
         ({"users": {"all": True, "ids": [1]}}, "users: expected exactly one of all, tiers, ids, idModulo"),
@@ -275,6 +284,8 @@ def test_a_bad_base_url_is_refused_without_being_shown(file: Path, url: str) -> 
         ({"users": {"all": 1}}, "users.all: expected true, not 1"),
         ({"users": {"tiers": []}}, "users.tiers: expected at least one entry"),
         ({"users": {"tiers": ["high"]}}, "users.tiers[0]: expected 'HIGH', 'MEDIUM' or 'LOW', not 'high'"),
+        ({"users": {"tiers": ["LOW", "LOW"]}}, "users.tiers: names LOW twice"),
+        ({"users": {"ids": [9, 7, 9, 7]}}, "users.ids: names 7, 9 twice"),
         ({"users": {"ids": [7, 0]}}, f"users.ids[1]: {WHOLE} 1 to 9223372036854775807, not 0"),
         ({"users": {"ids": list(range(1, 1002))}}, "users.ids: expected at most 1000 entries, not 1001"),
         (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from crawlfleet.crds import Schema, definitions, structural
+from crawlfleet.crds import Schema, definitions, structural_schema
 from crawlfleet.documents import load
 from crawlfleet.manifests import CrawlBatch, CrawlSource, Model, Secret, proxy_url
 
@@ -29,8 +29,7 @@ def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema, bool]]
 def described() -> Iterator[Any]:
     models: tuple[type[Model], ...] = (CrawlSource, CrawlBatch, Secret)
     for model in models:
-        raw = model.model_json_schema(by_alias=True)
-        for path, one, required in fields(structural(raw, raw.get("$defs", {}))):
+        for path, one, required in fields(structural_schema(model)):
             if path not in ("metadata", "spec"):
                 yield pytest.param(model.__name__, path, one, required, id=f"{model.__name__}-{path}")
 
@@ -39,7 +38,7 @@ def row(kind: str, path: str) -> list[str]:
     """The cells of the field's row."""
     text = (
         DOC.partition("## CrawlSource")[0]
-        if "metadata" in path or path in ("apiVersion", "kind")
+        if path.startswith("metadata") or path in ("apiVersion", "kind")
         else SECTIONS[kind]
     )
     path = path.removeprefix("spec.")
@@ -62,6 +61,8 @@ def test_every_field_has_its_row(kind: str, path: str, schema: Mapping[str, Any]
         assert default == "none"
     if "minimum" in schema and "maximum" in schema:
         assert f"{schema['minimum']:g} to {schema['maximum']:.0f}".replace("e+06", "000000") in bounds
+    if "maxItems" in schema:
+        assert f"list of {schema['minItems']} to {schema['maxItems']}" in bounds
 
 
 def test_the_examples_load(tmp_path: Path) -> None:

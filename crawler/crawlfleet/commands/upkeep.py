@@ -44,8 +44,12 @@ def _findings(arguments: Arguments) -> Iterator[Finding]:
         yield Finding("database", False, str(exc))
 
 
-def print_crds(_: Arguments) -> int:
-    print(crds.as_yaml(), end="")
+def print_crds(arguments: Arguments) -> int:
+    for name, text in crds.files().items():
+        if arguments.into:
+            (arguments.into / name).write_text(text, encoding="utf-8")
+        else:
+            print(text, end="")
     return 0
 
 
