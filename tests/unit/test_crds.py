@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from schemas import document_schema, values
 
 from crawlfleet.crds import Schema, definitions, files
+from crawlfleet.documents import load
 from crawlfleet.manifests import CrawlBatchSpec, CrawlSourceSpec, Model
 from crawlfleet.statuses import CrawlBatchStatus, CrawlSourceStatus
 
@@ -135,3 +138,36 @@ def test_the_files_hold_the_definitions_without_anchors() -> None:
 def test_the_files_are_those_of_k8s_crds() -> None:
     """`make crds` writes them."""
     assert {file.name: file.read_text(encoding="utf-8") for file in (K8S / "crds").iterdir()} == files()
+
+
+# The samples.
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["local-batch.yaml"], ["sources.yaml"], ["sources.yaml", "batch.yaml"], ["every-field.yaml"]],
+    ids=" and ".join,
+)
+def test_a_sample_loads(names: list[str]) -> None:
+    assert load([K8S / "samples" / name for name in names]).sources
+
+
+def fields_set(path: str, content: Any) -> Iterator[str]:
+    """The path of each field in a document, as `values` writes it."""
+    yield path
+    if isinstance(content, dict):
+        for name, inner in content.items():
+            yield from fields_set(f"{path}.{name}", inner)
+    if isinstance(content, list):
+        for inner in content:
+            yield from fields_set(f"{path}[]", inner)
+
+
+@pytest.mark.parametrize("crd", definitions(), ids=lambda crd: crd["metadata"]["name"])
+def test_a_sample_sets_every_field(crd: Schema) -> None:
+    documents = yaml.safe_load_all((K8S / "samples" / "every-field.yaml").read_text(encoding="utf-8"))
+    own = [document["spec"] for document in documents if document["kind"] == crd["spec"]["names"]["kind"]]
+    set_there = {path for spec in own for path in fields_set("spec", spec)}
+    known = {path for path, _ in values("spec", document_schema(crd)["properties"]["spec"])}
+
+    assert {path for path in known - set_there if not path.endswith(".*")} == set()
