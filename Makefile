@@ -91,7 +91,7 @@ test-cluster: setup ## run tests/cluster on the test cluster, or on the one that
 	$(BIN)/pytest tests/cluster
 
 cluster-matrix: setup cluster-deps ## run what needs no nodes on the other versions of Kubernetes
-	for version in $(basename $(notdir $(wildcard tests/cluster/go/kubernetes/v*.mod))); do $(BIN)/pytest tests/cluster/test_jobs.py --kubernetes $$version || exit; done
+	for version in $(basename $(notdir $(wildcard tests/cluster/go/kubernetes/v*.mod))); do $(BIN)/pytest tests/cluster/test_jobs.py tests/cluster/test_crds.py --kubernetes $$version || exit; done
 
 clean: ## remove what the other targets made
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -21,7 +21,10 @@ from cluster.testbed.binaries import VERSION
 from cluster.testbed.cluster import Cluster
 from cluster.testbed.errors import TestbedError
 from cluster.testbed.kubectl import Kubectl, KubectlFailed, fresh_namespace
-from cluster.testbed.place import CACHE, LOGS, POD_LOGS
+from cluster.testbed.place import CACHE, LOGS, POD_LOGS, REPOSITORY
+from fleet import until
+
+from crawlfleet.crds import CATEGORY, definitions
 
 _numbers = count(1)
 
@@ -86,6 +89,17 @@ def _other(kubeconfig: Path) -> Kubectl:
             f"the cluster of {kubeconfig} does not answer: {last}; start it, or name another"
         ) from exc
     return kubectl
+
+
+@pytest.fixture(scope="session")
+def crds(kubectl: Kubectl) -> None:
+    """The cluster knows CrawlSource and CrawlBatch. It goes on knowing them: documents of others would go with them."""
+    kubectl("apply", "--validate=strict", "-f", str(REPOSITORY / "k8s/crds"))
+    names = {definition["metadata"]["name"] for definition in definitions()}
+    kubectl.wait("crd", *sorted(names), until="condition=Established")
+    # kubectl goes by a list of what is served; this one it makes anew.
+    listed = ("api-resources", f"--categories={CATEGORY}", "--output=name")
+    until(lambda: names == set(kubectl(*listed).split()), "both kinds are served")
 
 
 @pytest.fixture
