@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import groupby
 
@@ -23,15 +24,21 @@ PACE_HEADROOM = 0.95
 IMPORT_CHUNK = 1000
 
 
-def declare(conn: Connection, keys: KeyRing, manifests: Manifests) -> None:
-    """Write the manifests' sources and egresses, all or none; they are live at once.
+def declare(conn: Connection, keys: KeyRing, manifests: Manifests, *, namespace: str | None = None) -> None:
+    """Write the manifests' sources and egresses, all or none; they are live at once. `namespace` is theirs in a cluster.
 
-    Raises BadInput for an exit that another source uses, and for an unknown adapter.
+    Raises BadInput for an exit or a name that another source uses, and for an unknown adapter.
     """
     with transaction(conn):
         lock_sources(conn, manifests.sources)
         for name, source in sorted(manifests.sources.items()):
-            put_source(conn, name, _egresses(keys, manifests, source), retain_days=source.spec.retention_days)
+            put_source(
+                conn,
+                name,
+                _egresses(keys, manifests, source),
+                retain_days=source.spec.retention_days,
+                namespace=namespace,
+            )
 
 
 def adapters(manifests: Manifests) -> dict[str, Adapter]:
@@ -87,13 +94,19 @@ def settings_of(source: CrawlSource) -> Settings:
 def local_plan(batch: CrawlBatch, manifests: Manifests) -> BatchPlan:
     """The plan of a local batch. Its uid is its name and spec: the same file resumes the same batch."""
     spec, name = batch.spec, batch.metadata.name
-    users = spec.users
-    modulo = users.id_modulo
     identity = name + spec.model_dump_json(exclude={"suspend", "stop", "max_concurrent", "workers"})
     digest = sha256(identity.encode()).hexdigest()
+    plan = plan_of(batch, manifests, uid=f"local/{name}/{digest[:12]}")
+    return replace(plan, retain_s=spec.ttl_seconds_after_finished, namespace=None)
+
+
+def plan_of(batch: CrawlBatch, manifests: Manifests, *, uid: str) -> BatchPlan:
+    """What is to be planned for that batch, with the settings that its sources have now. It is kept until it is forgotten."""
+    spec, users = batch.spec, batch.spec.users
+    modulo = users.id_modulo
     return BatchPlan(
-        uid=f"local/{name}/{digest[:12]}",
-        name=name,
+        uid=uid,
+        name=batch.metadata.name,
         workers=spec.workers,
         selector=Selector(
             tiers=users.tiers and list(users.tiers),
@@ -102,7 +115,7 @@ def local_plan(batch: CrawlBatch, manifests: Manifests) -> BatchPlan:
             remainder=modulo.remainder if modulo else None,
         ),
         sources={source: settings_of(manifests.sources[source]) for source in spec.sources},
-        retain_s=spec.ttl_seconds_after_finished,
+        namespace=batch.metadata.namespace,
     )
 
 

@@ -84,7 +84,7 @@ def _manifests(placed: Collection[_Placed]) -> Manifests:
 
 def _add(place: str, content: Any, placed: dict[str, _Placed]) -> list[str]:
     """Parse one document into `placed` (by kind and name); returns what is wrong with it."""
-    document = _parse(content)
+    document = parse(content)
     if isinstance(document, list):
         return [f"{place}: {problem}" for problem in document]
     new = _Placed(place, document)
@@ -92,7 +92,7 @@ def _add(place: str, content: Any, placed: dict[str, _Placed]) -> list[str]:
     return [] if first is new else [f"{new}: stands already in {first.place}"]
 
 
-def _parse(content: Any) -> Document | list[str]:
+def parse(content: Any) -> Document | list[str]:
     """The document, or what is wrong with it, a line each."""
     if not isinstance(content, dict):
         return [f"expected a mapping with apiVersion, kind and metadata, not {_shown(content)}"]

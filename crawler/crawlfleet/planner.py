@@ -12,8 +12,9 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from crawlfleet.errors import BadInput
+from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.politeness import BANNED_AFTER
+from crawlfleet.store import oversight
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
 from crawlfleet.store.sources import Settings
@@ -39,7 +40,7 @@ class Selector:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A batch to be planned. `uid` is unique: the CR's uid, or local name and spec."""
+    """A batch to be planned. `uid` is unique: the CR's uid, or local name and spec; `namespace` is the CR's."""
 
     uid: str
     name: str
@@ -47,9 +48,23 @@ class BatchPlan:
     selector: Selector
     sources: Mapping[str, Settings]
     retain_s: int | None = None
+    namespace: str | None = None
 
 
-def plan(conn: Connection, batch: BatchPlan) -> int:
+class NobodyToCrawl(CrawlfleetError):
+    """No account matches the batch's sources and users."""
+
+
+def plan_somebody(conn: Connection, batch: BatchPlan) -> int:
+    """As `plan`; raises NobodyToCrawl, and leaves nothing behind, where it would plan no task."""
+    try:
+        return plan(conn, batch, may_be_empty=False)
+    except NobodyToCrawl:
+        oversight.forget_unplanned(conn, batch.uid)
+        raise
+
+
+def plan(conn: Connection, batch: BatchPlan, *, may_be_empty: bool = True) -> int:
     """Plan the batch unless it is planned already; returns its id.
 
     Raises BadInput if a source is not declared in this database.
@@ -65,6 +80,11 @@ def plan(conn: Connection, batch: BatchPlan) -> int:
             batch.selector.params()
             | {"batch": batch_id, "workers": batch.workers, "default_cost_ms": DEFAULT_COST_MS},
         ).rowcount
+        if not planned and not may_be_empty:
+            raise NobodyToCrawl(
+                f"no enabled account of {', '.join(sorted(batch.sources))} belongs to the chosen users;"
+                " `crawlfleet accounts import` adds some"
+            )
         conn.execute(sql("tell_dead_on_arrival"), {"batch": batch_id})
         conn.execute(sql("start_batch"), {"batch": batch_id, "total": planned})
         conn.execute(sql("analyze"))
@@ -82,6 +102,7 @@ def _add(conn: Connection, batch: BatchPlan) -> int:
                 "workers": batch.workers,
                 "selector": Jsonb(asdict(batch.selector)),
                 "retain_s": batch.retain_s,
+                "namespace": batch.namespace,
             },
         ).fetchone()
         if added is None:

@@ -36,16 +36,16 @@ class WorkerSettings:
     def from_environment(cls, env: Mapping[str, str]) -> WorkerSettings:
         """Raises BadConfiguration that names the variable, its value unless secret, and what was expected."""
         return cls(
-            database_url=_required(env, "CRAWLFLEET_DATABASE_URL"),
-            batch=_required(env, "CRAWLFLEET_BATCH"),
-            worker_id=_number(env, "WORKER_ID", None, 0),
-            max_concurrent=_number(env, "MAX_CONCURRENT", 10, 1, 1000),
-            keys_file=Path(_required(env, "CRAWLFLEET_KEYS_FILE")),
-            metrics_port=_number(env, "CRAWLFLEET_METRICS_PORT", 9090, 0, 65535),
+            database_url=required_database_url(env),
+            batch=required(env, "CRAWLFLEET_BATCH"),
+            worker_id=number(env, "WORKER_ID", None, 0),
+            max_concurrent=number(env, "MAX_CONCURRENT", 10, 1, 1000),
+            keys_file=Path(required(env, "CRAWLFLEET_KEYS_FILE")),
+            metrics_port=number(env, "CRAWLFLEET_METRICS_PORT", 9090, 0, 65535),
             memory_mb=_memory_mb(env, "CRAWLFLEET_MEMORY_MB"),
             chrome_url=env.get("CRAWLFLEET_CHROME_URL") or cls.chrome_url,
-            drain_s=_number(env, "CRAWLFLEET_DRAIN_SECONDS", 120, 1),
-            log_json=_is_json(env),
+            drain_s=number(env, "CRAWLFLEET_DRAIN_SECONDS", 120, 1),
+            log_json=is_json(env),
         )
 
 
@@ -72,26 +72,50 @@ class ChromeSettings:
         return cls(
             chrome=env.get("CRAWLFLEET_CHROME") or cls.chrome,
             chromedriver=env.get("CRAWLFLEET_CHROMEDRIVER") or cls.chromedriver,
-            port=_number(env, "CRAWLFLEET_CHROME_PORT", cls.port, 0, 65535),
-            listener=_number(env, "CRAWLFLEET_CHROME_FD", 0, 0) or None,
+            port=number(env, "CRAWLFLEET_CHROME_PORT", cls.port, 0, 65535),
+            listener=number(env, "CRAWLFLEET_CHROME_FD", 0, 0) or None,
             folder=Path(folder) if folder else None,
             memory_mb=_memory_mb(env, "CRAWLFLEET_CHROME_MEMORY_MB"),
-            log_json=_is_json(env),
+            log_json=is_json(env),
         )
 
 
-def _is_json(env: Mapping[str, str]) -> bool:
+def is_json(env: Mapping[str, str]) -> bool:
+    """Whether logs are for machines."""
     return env.get("CRAWLFLEET_LOG_FORMAT", "text") == "json"
 
 
-def _required(env: Mapping[str, str], name: str) -> str:
+def database_url(env: Mapping[str, str]) -> str | None:
+    """The database's URL, from the environment, or from the file that it names: a mounted Secret. None if there is neither.
+
+    Raises BadConfiguration if the file cannot be read.
+    """
+    path = env.get("CRAWLFLEET_DATABASE_URL_FILE")
+    if not path:
+        return env.get("CRAWLFLEET_DATABASE_URL")
+    try:
+        return Path(path).read_text().strip()
+    except OSError as exc:
+        raise BadConfiguration(
+            f"CRAWLFLEET_DATABASE_URL_FILE: {path} cannot be read: {exc.strerror}; mount the Secret there"
+        ) from exc
+
+
+def required_database_url(env: Mapping[str, str]) -> str:
+    """The same. Raises BadConfiguration if there is none."""
+    return database_url(env) or required(env, "CRAWLFLEET_DATABASE_URL")
+
+
+def required(env: Mapping[str, str], name: str) -> str:
+    """The variable's value. Raises BadConfiguration if there is none."""
     value = env.get(name, "")
     if not value:
-        raise BadConfiguration(f"{name} is not set; a worker cannot start without it")
+        raise BadConfiguration(f"{name} is not set; nothing can start without it")
     return value
 
 
-def _number(env: Mapping[str, str], name: str, default: int | None, low: int, high: int = 2**31 - 1) -> int:
+def number(env: Mapping[str, str], name: str, default: int | None, low: int, high: int = 2**31 - 1) -> int:
+    """The variable as a whole number. Raises BadConfiguration."""
     text = env.get(name, "" if default is None else str(default))
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
         raise BadConfiguration(f"{name} must be a whole number from {low} to {high}, not {text!r}")
@@ -101,4 +125,4 @@ def _number(env: Mapping[str, str], name: str, default: int | None, low: int, hi
 def _memory_mb(env: Mapping[str, str], name: str) -> int | None:
     """What is set, else a share of the container's limit, None without one."""
     limit_mb = cgroup.limit_mb()
-    return _number(env, name, 0, 0) or (int(limit_mb * OF_THE_CONTAINER) if limit_mb else None)
+    return number(env, name, 0, 0) or (int(limit_mb * OF_THE_CONTAINER) if limit_mb else None)

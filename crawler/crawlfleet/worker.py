@@ -99,7 +99,7 @@ class Worker:
             self._begin(conn, KeyRing.load(settings.keys_file))
 
     def _begin(self, conn: Connection, keys: KeyRing) -> None:
-        check_schema(conn)
+        check_schema(conn, or_newer=True)
         check_durability(conn)
         batch = batches.find(conn, self._settings.batch)
         if batch is None:

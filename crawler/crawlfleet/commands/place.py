@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import BadInput
 from crawlfleet.local.postgres import EmbeddedPostgres
+from crawlfleet.settings import database_url
 from crawlfleet.store.connection import Connection, connect
 from crawlfleet.store.migrations import check_schema, migrate
 
@@ -55,6 +56,8 @@ def database(
 def given_url(arguments: Arguments) -> str | None:
     """The URL that was given, None for the embedded database."""
     url: str | None = arguments.database_url
+    if url is None:
+        url = database_url(os.environ)
     if url is not None and not url.strip():
         raise BadInput(
             "--database-url or CRAWLFLEET_DATABASE_URL is empty; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE,"
@@ -102,7 +105,7 @@ def command_line(arguments: Arguments, *words: str) -> str:
     line = [program_name(), *words]
     if arguments.state_dir != default_state_dir():
         line += ["--state-dir", str(arguments.state_dir)]
-    if arguments.database_url and arguments.database_url != os.environ.get("CRAWLFLEET_DATABASE_URL"):
+    if arguments.database_url:
         line += ["--database-url", "URL" if _has_password(arguments.database_url) else arguments.database_url]
     if arguments.keys_file and str(arguments.keys_file) != os.environ.get("CRAWLFLEET_KEYS_FILE"):
         line += ["--keys-file", str(arguments.keys_file)]

@@ -81,8 +81,11 @@ def available() -> list[Migration]:
     return sorted(found)
 
 
-def check_schema(conn: Connection) -> None:
-    """Raise SchemaMismatch unless exactly the shipped migrations are applied."""
+def check_schema(conn: Connection, *, or_newer: bool = False) -> None:
+    """Raise SchemaMismatch unless exactly the shipped migrations are applied; `or_newer`: at least those.
+
+    During an upgrade workers of the older version start on the newer schema, which is made for both.
+    """
     if conn.execute("select to_regclass('schema_migration')").fetchone() == (None,):
         raise SchemaMismatch("the database has no crawlfleet schema; run `crawlfleet migrate`")
     applied: dict[int, str] = dict(conn.execute("select version, checksum from schema_migration").fetchall())
@@ -91,7 +94,7 @@ def check_schema(conn: Connection) -> None:
             raise SchemaMismatch(
                 f"migration {migration.version} ({migration.name}) is not applied as shipped; run `crawlfleet migrate`"
             )
-    if applied:
+    if applied and not or_newer:
         raise SchemaMismatch(
             f"the database has migration {max(applied)}, newer than this crawlfleet; upgrade crawlfleet"
         )

@@ -12,6 +12,14 @@ from crawlfleet.store.queries import sql
 from crawlfleet.verdicts import Budgets
 
 
+class TakenName(BadInput):
+    """Another namespace has a source of that name."""
+
+
+class TakenExit(BadInput):
+    """Another source goes out by that exit."""
+
+
 @dataclass(frozen=True)
 class EgressSpec:
     """One egress as it shall be. `proxy` is a sealed URL, None for direct; `gap_us` 0 means no pace."""
@@ -54,15 +62,22 @@ class EgressRow:
 
 
 def put_source(
-    conn: Connection, name: str, egresses: Sequence[EgressSpec], *, retain_days: int | None = None
+    conn: Connection,
+    name: str,
+    egresses: Sequence[EgressSpec],
+    *,
+    retain_days: int | None = None,
+    namespace: str | None = None,
 ) -> int:
     """Make the source, its egresses and permits so. Politeness state survives.
 
     The caller owns the transaction, and has begun it with `lock_sources`.
-    Items that the shop has not shown for `retain_days` are deleted; None keeps them.
-    Raises BadInput if another source already goes out by one of these exits.
+    Items that the shop has not shown for `retain_days` are deleted; None keeps them. `namespace` is the CrawlSource's.
+    Raises BadInput if another source already goes out by one of these exits, or if the name is another namespace's.
     """
     source_id = source_id_of(conn, name)
+    if namespace is not None:
+        _claim(conn, name, source_id, namespace)
     conn.execute(sql("retain_items"), {"source": source_id, "days": retain_days})
     conn.execute(sql("remove_egresses"), {"source": source_id})
     for egress in egresses:
@@ -85,10 +100,19 @@ def source_id_of(conn: Connection, name: str) -> int:
     return _one(conn, "find_source", {"name": name})
 
 
+def _claim(conn: Connection, name: str, source_id: int, namespace: str) -> None:
+    if conn.execute(sql("claim_source"), {"source": source_id, "namespace": namespace}).fetchone() is None:
+        owner = conn.execute(sql("owner_of_source"), {"name": name}).fetchone()
+        raise TakenName(
+            f"the source {name!r} belongs to the CrawlSource {name} in namespace {owner[0] if owner else 'unknown'}; names"
+            " are unique in a database: give this one another"
+        )
+
+
 def _refuse_shared_exit(conn: Connection, name: str, egress: EgressSpec) -> None:
     owner = conn.execute(sql("exit_owner"), {"exit": egress.exit, "name": name}).fetchone()
     if owner:
-        raise BadInput(
+        raise TakenExit(
             f"CrawlSource {name}: egress {egress.name!r} is the same exit ({egress.exit}) as egress {owner[1]!r} of"
             f" CrawlSource {owner[0]}. One exit has one cap: use that source, or another proxy."
         )

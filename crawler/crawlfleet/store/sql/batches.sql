@@ -2,8 +2,8 @@
 
 -- name: add_batch
 -- Unique by uid: a second planner finds the first one's row.
-insert into batch (uid, name, workers, worker_limit, selector, retain_s)
-values (%(uid)s, %(name)s, %(workers)s, %(workers)s, %(selector)s, %(retain_s)s)
+insert into batch (uid, name, namespace, workers, worker_limit, selector, retain_s)
+values (%(uid)s, %(name)s, %(namespace)s, %(workers)s, %(workers)s, %(selector)s, %(retain_s)s)
 on conflict (uid) do nothing
 returning batch_id
 
