@@ -1,0 +1,279 @@
+"""The operator's heart: what was seen goes in, marks come out, and everything is looked at again every few seconds.
+
+Level-triggered: an event only marks an object, and whatever an event did not tell the next resync finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from crawlfleet.errors import CrawlfleetError
+from crawlfleet.statuses import CrawlBatchStatus
+from crawlfleet.store import fleet, oversight
+from crawlfleet.store.oversight import BatchRow, SourceRow
+from crawlfleet_operator import metrics, status
+from crawlfleet_operator.batches import Batches
+from crawlfleet_operator.build import BATCH, MANAGED, Document, Images
+from crawlfleet_operator.cluster import BATCHES, SOURCES, Cluster
+from crawlfleet_operator.database import Database
+from crawlfleet_operator.plan import Trouble
+from crawlfleet_operator.settings import OperatorSettings
+from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.sources import Sources
+from crawlfleet_operator.statuswriter import StatusWriter
+from crawlfleet_operator.worklist import Worklist
+
+log = logging.getLogger(__name__)
+
+RESYNC_S = 4.0
+RELIST_S = 300.0
+"""Everything is listed afresh so often: a watch that was broken may have missed a deletion."""
+WELL_S = 60.0
+"""A resync that is older than this means that the operator is not well."""
+
+
+class Controller:
+    """Owns what was read of the database at the last resync. Everything happens in one event loop."""
+
+    def __init__(
+        self,
+        settings: OperatorSettings,
+        cluster: Cluster,
+        database: Database,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._database = database
+        self._now = now
+        self._rows: dict[str, BatchRow] = {}
+        self._source_rows: dict[str, SourceRow] = {}
+        self._down: Trouble | None = None
+        self._resynced_s = time.monotonic()
+        self._relisted_s = 0.0
+        self._sight = Sight()
+        self._work: Worklist[Key] = Worklist(self._reconcile)
+        self._writer = StatusWriter(cluster, self._sight, self._work.mark_in, now)
+        images = Images(settings.crawler_image, settings.chrome_image, settings.pull_policy, settings.secret)
+        self._batches = Batches(
+            cluster,
+            database,
+            self._sight,
+            self._writer,
+            images,
+            sources=lambda: self._source_rows,
+            refusal=lambda key: self._sources.refusal(key),
+            mark_in=self._work.mark_in,
+            now=now,
+        )
+        self._sources = Sources(
+            cluster,
+            database,
+            self._sight,
+            self._writer,
+            settings,
+            rows=lambda: self._source_rows,
+            declared=self._source_declared,
+            mark_in=self._work.mark_in,
+            now=now,
+        )
+        self._resyncing: asyncio.Task[None] | None = None
+        metrics.collect(self._phases, lambda: list(self._rows.values()))
+
+    async def start(self) -> None:
+        """See everything once, then go on for ever."""
+        await self._relist()
+        self._resyncing = asyncio.create_task(self._resync_for_ever())
+
+    async def stop(self) -> None:
+        """What is under way is cut off; the next operator sees what came of it."""
+        if self._resyncing is not None:
+            self._resyncing.cancel()
+        await self._work.stop()
+        self._database.close()
+        await self._cluster.close()
+
+    def is_well(self) -> bool:
+        """Whether it goes on looking at everything. May be asked from any thread."""
+        return time.monotonic() - self._resynced_s < WELL_S
+
+    # What the watches tell.
+
+    async def saw(self, kind: str, what: str | None, document: Document) -> None:
+        """An object was added, changed or DELETED (or is there, None)."""
+        if what == "DELETED":
+            self._sight.drop(Key.of(kind, document))
+            await self._gone(Key.of(kind, document), document)
+            return
+        known = self._sight.get(Key.of(kind, document))
+        if (key := self._sight.put(kind, document)) is None:
+            return
+        if kind == BATCHES and (known is None or _generation(known) != _generation(document)):
+            self._batches.spec_changed(key)
+        if kind == "jobs":
+            self._work.mark(_batch_of(document))
+        elif known is None or _generation(known) != _generation(document) or _is_ending(document):
+            self._work.mark(key)
+
+    async def _gone(self, key: Key, document: Document) -> None:
+        if key.kind == "jobs":
+            self._work.mark(_batch_of(document))
+            return
+        self._work.forget(key)
+        self._writer.forget(key)
+        try:
+            if key.kind == BATCHES:
+                self._rows.pop(document["metadata"]["uid"], None)
+                await self._batches.forget(document)
+            else:
+                await self._sources.forget(key)
+                self._mark_users_of(key)
+        except CrawlfleetError as exc:  # the next relist does it
+            log.warning("not forgotten yet", extra={"object": str(key), "error": str(exc)})
+
+    def _source_declared(self, key: Key) -> None:
+        """Batches may wait for it."""
+        asyncio.get_running_loop().create_task(self._read_sources()).add_done_callback(
+            lambda _: self._mark_users_of(key)
+        )
+
+    async def _read_sources(self) -> None:
+        self._source_rows = await self._database(oversight.sources)
+
+    def _mark_users_of(self, source: Key) -> None:
+        for key, document in self._sight.of_kind(BATCHES):
+            if key.namespace == source.namespace and source.name in document["spec"].get("sources", ()):
+                self._batches.spec_changed(key)
+                self._work.mark(key)
+
+    # One object.
+
+    async def _reconcile(self, key: Key) -> None:
+        with metrics.RECONCILE.labels(key.kind).time():
+            if self._down is not None:
+                await self._tell_down(key, self._down)
+            elif key.kind == BATCHES:
+                await self._batches.reconcile(key)
+            else:
+                await self._sources.reconcile(key)
+
+    async def _tell_down(self, key: Key, trouble: Trouble) -> None:
+        if key.kind == BATCHES and self._sight.get(key) is not None:
+            before = self._writer.before(key, CrawlBatchStatus)
+            if not any((c.type, c.status) == ("Complete", "True") for c in before.conditions or ()):
+                await self._writer.write(key, status.unreadable(before, trouble, self._now()))
+
+    # Everything.
+
+    async def _resync_for_ever(self) -> None:
+        while True:
+            try:
+                await self._resync()
+            except (
+                Exception
+            ) as exc:  # whatever it is: the next one may do better, and /healthz tells if none does
+                log.warning("resync failed", extra={"error": str(exc)}, exc_info=True)
+            await asyncio.sleep(RESYNC_S)
+
+    async def _resync(self) -> None:
+        try:
+            rows = await self._database(oversight.look, self._namespaces())
+            sources = await self._database(oversight.sources)
+            await self._database(_housekeep)
+        except CrawlfleetError as exc:
+            self._note_down(Trouble(type(exc).__name__, str(exc)))
+        else:
+            self._note_rows(rows, sources)
+        if time.monotonic() - self._relisted_s > RELIST_S and self._down is None:
+            await self._relist()
+        self._resynced_s = time.monotonic()
+        metrics.LAST_RESYNC.set_to_current_time()
+
+    def _note_down(self, trouble: Trouble) -> None:
+        metrics.DATABASE_UP.set(0)
+        if self._down is None:
+            log.error("database unavailable", extra={"error": trouble.message})
+        self._down = trouble
+        self._mark_all(BATCHES)
+
+    def _note_rows(self, rows: dict[str, BatchRow], sources: dict[str, SourceRow]) -> None:
+        metrics.DATABASE_UP.set(1)
+        was_down, self._down = self._down is not None, None
+        before, self._rows = self._rows, rows
+        sources_before, self._source_rows = self._source_rows, sources
+        if was_down:
+            log.info("database back")
+            self._mark_all(BATCHES)
+            self._mark_all(SOURCES)
+        for uid, row in rows.items():
+            self._batches.alive(uid, row)
+            if before.get(uid) != row:
+                self._work.mark(Key(BATCHES, row.namespace, row.name))
+        for key, _ in self._sight.of_kind(SOURCES):
+            if sources_before.get(key.name) != sources.get(key.name):
+                self._work.mark(key)
+
+    async def _relist(self) -> None:
+        """List everything, in each namespace; what is gone without our having heard of it is forgotten."""
+        self._relisted_s = time.monotonic()
+        for kind, query in ((SOURCES, {}), (BATCHES, {}), ("jobs", {"labelSelector": MANAGED})):
+            documents = [
+                {"kind": _KINDS[kind], **document}
+                for namespace in self._settings.namespaces or (None,)
+                for document in await self._cluster.list(kind, namespace, **query)
+            ]
+            for key, document in self._sight.replace(kind, documents):
+                await self._gone(key, document)
+            self._mark_all(kind)
+        await self._forget_orphans()
+
+    async def _forget_orphans(self) -> None:
+        """Batches and sources of the database whose objects were deleted while nobody watched."""
+        uids = [document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)]
+        try:
+            for uid in await self._database(oversight.orphaned_batches, self._namespaces(), uids):
+                await self._batches.forget({"metadata": {"uid": uid}})
+            for name, namespace in await self._database(oversight.claimed_sources, self._namespaces()):
+                if self._sight.get(key := Key(SOURCES, namespace, name)) is None:
+                    await self._sources.forget(key)
+        except CrawlfleetError as exc:
+            log.warning("orphans not looked for", extra={"error": str(exc)})
+
+    def _mark_all(self, kind: str) -> None:
+        for key, document in self._sight.of_kind(kind):
+            self._work.mark(_batch_of(document) if kind == "jobs" else key)
+
+    def _namespaces(self) -> list[str] | None:
+        return list(self._settings.namespaces) or None
+
+    def _phases(self) -> list[str]:
+        found = self._sight.of_kind(BATCHES)
+        return [document.get("status", {}).get("phase", "Pending") for _, document in found]
+
+
+_KINDS = {SOURCES: "CrawlSource", BATCHES: "CrawlBatch", "jobs": "Job"}
+
+
+def _housekeep(conn: Any) -> None:
+    """The fleet's chores: no worker may be there to do them."""
+    if fleet.is_housekeeping_due(conn, RESYNC_S / 2):
+        fleet.housekeep(conn)
+
+
+def _batch_of(job: Document) -> Key:
+    metadata = job["metadata"]
+    return Key(BATCHES, metadata["namespace"], metadata["labels"][BATCH])
+
+
+def _generation(document: Document) -> int:
+    generation: int = document["metadata"]["generation"]
+    return generation
+
+
+def _is_ending(document: Document) -> bool:
+    return "deletionTimestamp" in document["metadata"]

@@ -1,0 +1,228 @@
+"""Reconciles one CrawlSource: its limits and egresses into the database, and what became of them into its status."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+from crawlfleet import documents
+from crawlfleet.apply import adapters, declare
+from crawlfleet.credentials import KeyRing
+from crawlfleet.errors import BadInput
+from crawlfleet.manifests import CrawlSource, Manifests, Secret
+from crawlfleet.statuses import Condition, CrawlSourceStatus, Permits
+from crawlfleet.store import oversight
+from crawlfleet.store.connection import Connection
+from crawlfleet.store.oversight import SourceRow
+from crawlfleet.store.sources import TakenExit, TakenName
+from crawlfleet_operator.batches import plain
+from crawlfleet_operator.build import Document
+from crawlfleet_operator.cluster import Cluster, Refused
+from crawlfleet_operator.database import Database
+from crawlfleet_operator.settings import OperatorSettings
+from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.statuswriter import StatusWriter
+from crawlfleet_operator.times import written
+
+log = logging.getLogger(__name__)
+
+SECRETS_S = 60.0
+"""How often the Secrets of a source's proxies are read again."""
+RETRY_S = 10.0
+"""After a refusal: whoever removes its cause waits no longer than this."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a declaration: of which spec and Secrets, and why it was refused."""
+
+    fingerprint: str
+    at_s: float
+    reason: str = "Declared"
+    message: str = "its limits hold for the whole fleet"
+
+    @property
+    def is_well(self) -> bool:
+        return self.reason == "Declared"
+
+
+class Sources:
+    """Owns what was declared last of each source."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        database: Database,
+        sight: Sight,
+        writer: StatusWriter,
+        settings: OperatorSettings,
+        *,
+        rows: Callable[[], dict[str, SourceRow]],
+        declared: Callable[[Key], None],
+        mark_in: Callable[[Key, float], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._cluster = cluster
+        self._database = database
+        self._sight = sight
+        self._writer = writer
+        self._settings = settings
+        self._rows = rows
+        self._declared = declared
+        self._mark_in = mark_in
+        self._now = now
+        self._outcomes: dict[Key, _Outcome] = {}
+
+    async def reconcile(self, key: Key) -> None:
+        """Declare it if it has changed, and tell how it fares."""
+        document = self._sight.get(key)
+        if document is None or document["metadata"].get("deletionTimestamp"):
+            return
+        outcome = await self._bring(key, document)
+        self._outcomes[key] = outcome
+        await self._writer.write(key, self._describe(key, document, outcome))
+        if not outcome.is_well:
+            self._mark_in(key, RETRY_S)
+        elif _has_proxies(document):
+            self._mark_in(key, SECRETS_S)
+
+    def refusal(self, key: Key) -> str | None:
+        """Why it is not available, if it was refused."""
+        outcome = self._outcomes.get(key)
+        return None if outcome is None or outcome.is_well else outcome.message
+
+    async def forget(self, key: Key) -> None:
+        """Its CrawlSource is gone: others may have its name and its exits, once no open batch crawls by them."""
+        self._outcomes.pop(key, None)
+        await self._database(oversight.release_source, key.name, key.namespace)
+
+    async def _bring(self, key: Key, document: Document) -> _Outcome:
+        try:
+            source = _read(document)
+            secrets = await self._secrets(key.namespace, source)
+            manifests = Manifests(sources={key.name: source}, secrets=secrets)
+            fingerprint = _fingerprint(source, secrets)
+            last = self._outcomes.get(key)
+            if last is not None and last.is_well and last.fingerprint == fingerprint and self._is_ours(key):
+                return last
+            adapters(manifests)
+            await self._database(_declare, self._settings, manifests, key.namespace)
+        except BadInput as exc:
+            return _Outcome("", self._now(), _reason(exc), str(exc))
+        log.info("declared", extra={"source": str(key)})
+        self._declared(key)
+        return _Outcome(fingerprint, self._now())
+
+    def _is_ours(self, key: Key) -> bool:
+        """Whether the database knows it still: it may have been restored."""
+        row = self._rows().get(key.name)
+        return row is None or row.namespace == key.namespace
+
+    async def _secrets(self, namespace: str, source: CrawlSource) -> dict[str, Secret]:
+        """The Secrets of its proxies. Raises BadInput for one that is not there."""
+        names = {egress.proxy_secret_ref.name for egress in source.spec.egresses if egress.proxy_secret_ref}
+        return {name: await self._secret(namespace, name) for name in sorted(names)}
+
+    async def _secret(self, namespace: str, name: str) -> Secret:
+        try:
+            document = await self._cluster.get("secrets", namespace, name)
+        except Refused as exc:
+            if not exc.is_gone:
+                raise
+            raise _SecretMissing(f"there is no Secret {name} in namespace {namespace} for its proxy") from exc
+        return Secret.model_validate(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name},
+                "data": document.get("data") or {},
+            }
+        )
+
+    def _describe(self, key: Key, document: Document, outcome: _Outcome) -> CrawlSourceStatus:
+        before = self._writer.before(key, CrawlSourceStatus)
+        generation = document["metadata"]["generation"]
+        row = self._rows().get(key.name)
+        ours = row if row is not None and row.namespace == key.namespace else None
+        cools = ours is not None and ours.cool_until is not None
+        available = _condition(
+            before, "Available", outcome.is_well, outcome.reason, outcome.message, generation, self._now()
+        )
+        throttled = _condition(
+            before,
+            "Throttled",
+            cools,
+            "Cooling" if cools else "Open",
+            f"every egress rests until {written(ours.cool_until or 0)}" if ours and cools else "",
+            generation,
+            self._now(),
+        )
+        return CrawlSourceStatus(
+            observed_generation=generation,
+            conditions=(available, throttled),
+            permits=Permits(total=ours.total, held=ours.held, cooling=ours.cooling) if ours else None,
+            throttled=ours.throttled if ours else None,
+            blocked=ours.blocked if ours else None,
+        )
+
+
+class _SecretMissing(BadInput):
+    """The Secret of a proxy is not there."""
+
+
+def _declare(conn: Connection, settings: OperatorSettings, manifests: Manifests, namespace: str) -> None:
+    declare(conn, KeyRing.load(settings.keys_file), manifests, namespace=namespace)
+
+
+def _read(document: Document) -> CrawlSource:
+    source = documents.parse(plain(document))
+    if not isinstance(source, CrawlSource):
+        raise BadInput("; ".join(source) if isinstance(source, list) else "not a CrawlSource")
+    return source
+
+
+def _reason(exc: BadInput) -> str:
+    match exc:
+        case TakenName():
+            return "NameTaken"
+        case TakenExit():
+            return "ExitTaken"
+        case _SecretMissing():
+            return "SecretMissing"
+    return "Invalid"
+
+
+def _fingerprint(source: CrawlSource, secrets: dict[str, Secret]) -> str:
+    """What was declared, without a secret in it."""
+    values = {
+        name: {key: secret.text(key) for key in sorted(secret.data)} for name, secret in secrets.items()
+    }
+    return sha256(f"{source.spec.model_dump_json()}{values}".encode()).hexdigest()
+
+
+def _has_proxies(document: Document) -> bool:
+    return any("proxySecretRef" in egress for egress in document["spec"].get("egresses", ()))
+
+
+def _condition(
+    before: CrawlSourceStatus,
+    type_: str,
+    holds: bool,
+    reason: str,
+    message: str,
+    generation: int,
+    now_s: float,
+) -> Condition:
+    truth = "True" if holds else "False"
+    same = [old for old in before.conditions or () if (old.type, old.status) == (type_, truth)]
+    return Condition(
+        type=type_,
+        status="True" if holds else "False",
+        reason=reason,
+        message=message or None,
+        last_transition_time=same[0].last_transition_time if same else written(now_s),
+        observed_generation=generation,
+    )
