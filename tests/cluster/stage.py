@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ BATCH = "local-batch"
 SAMPLE = REPOSITORY / "k8s/samples/local-batch.yaml"
 DAYS = 7
 USERS = range(1, 101)
+IN_CLUSTER = "postgresql://crawlfleet@postgres/crawlfleet"
 Items = dict[tuple[int, str, str], Any]
 _FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 
@@ -46,14 +47,28 @@ class Stage:
     def prepare(self, workers: int) -> None:
         """The sample batch is planned for so many workers, and the key ring is a Secret."""
         self.crawlfleet("migrate")
-        self._keys.write_text(self.crawlfleet("keys", "new"))
-        self.kubectl("create", "secret", "generic", "keys", f"--from-file=keys={self._keys}")
-        accounts = self._folder / "accounts.jsonl"
-        said = self.kubectl("logs", "shops").splitlines()
-        accounts.write_text("\n".join(line for line in said if line.startswith("{")) + "\n")
+        self._make_secret("keys")
+        accounts = self._accounts(USERS)
         sample = self._folder / "sample.yaml"
         sample.write_text(yaml.safe_dump_all(_sample(workers)))
         self.crawlfleet("plan", "-f", str(sample), "--accounts", str(accounts))
+
+    def prepare_for_operator(self, users: int) -> None:
+        """Accounts and their keys are there; the operator declares and plans."""
+        self.crawlfleet("migrate")
+        self._make_secret("crawlfleet", f"--from-literal=database-url={IN_CLUSTER}")
+        self.crawlfleet("accounts", "import", str(self._accounts(range(1, users + 1))))
+
+    def _make_secret(self, name: str, *more: str) -> None:
+        self._keys.write_text(self.crawlfleet("keys", "new"))
+        self.kubectl("create", "secret", "generic", name, f"--from-file=keys={self._keys}", *more)
+
+    def _accounts(self, users: Container[int]) -> Path:
+        """The shops' account lines of these users."""
+        said = [line for line in self.kubectl("logs", "shops").splitlines() if line.startswith("{")]
+        file = self._folder / "accounts.jsonl"
+        file.write_text("\n".join(line for line in said if json.loads(line)["user_id"] in users) + "\n")
+        return file
 
     def start_fleet(self, workers: int) -> None:
         self.kubectl.apply(job(workers))
@@ -66,8 +81,8 @@ class Stage:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def items(self) -> Items:
-        lines = [json.loads(line) for line in self.crawlfleet("results", BATCH).splitlines()]
+    def items(self, batch: str = BATCH) -> Items:
+        lines = [json.loads(line) for line in self.crawlfleet("results", batch).splitlines()]
         items = {(line["user_id"], line["kind"], line["external_id"]): line["body"] for line in lines}
         assert len(items) == len(lines)
         return items
@@ -96,12 +111,12 @@ def _sample(workers: int) -> Iterator[Document]:
         yield document
 
 
-def truth() -> Items:
-    """What the sample has to bring."""
+def truth(users: Iterable[int] = USERS) -> Items:
+    """What a batch of these users, of the sample if not said, has to bring."""
     cafe24, ably = Cafe24Shop(Cafe24Config()), AblyShop(AblyConfig())
     return {
         (user, *key): body
-        for user in USERS
+        for user in users
         for orders in (
             cafe24.expected_items(f"demo{user}", DAYS),
             ably.expected_items(f"demo{user}", DAYS, "dom"),
