@@ -189,10 +189,10 @@ class Controller:
             self._note_down(Trouble(type(exc).__name__, str(exc)))
         else:
             self._note_rows(rows, sources)
-        if time.monotonic() - self._relisted_s > RELIST_S and self._down is None:
-            await self._relist()
         self._resynced_s = time.monotonic()
         metrics.LAST_RESYNC.set_to_current_time()
+        if self._down is None and time.monotonic() - self._relisted_s > RELIST_S:
+            await self._relist()
 
     def _note_down(self, trouble: Trouble) -> None:
         metrics.DATABASE_UP.set(0)
@@ -220,7 +220,6 @@ class Controller:
 
     async def _relist(self) -> None:
         """List everything, in each namespace; what is gone without our having heard of it is forgotten."""
-        self._relisted_s = time.monotonic()
         for kind, query in ((SOURCES, {}), (BATCHES, {}), ("jobs", {"labelSelector": MANAGED})):
             documents = [
                 {"kind": _KINDS[kind], **document}
@@ -230,6 +229,7 @@ class Controller:
             for key, document in self._sight.replace(kind, documents):
                 await self._gone(key, document)
             self._mark_all(kind)
+        self._relisted_s = time.monotonic()
         await self._forget_orphans()
 
     async def _forget_orphans(self) -> None:

@@ -18,7 +18,6 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 RECONCILE = Histogram(
     "crawlfleet_reconcile_duration_seconds", "One look at one object.", ["kind"], buckets=SECONDS
 )
-RECONCILE_ERRORS = Gauge("crawlfleet_reconcile_failing", "Objects whose last look failed.")
 LAST_RESYNC = Gauge("crawlfleet_last_resync_timestamp_seconds", "When all batches were last looked at.")
 DATABASE_UP = Gauge("crawlfleet_database_up", "Whether the database answered at the last resync.")
 BUILD = Gauge("crawlfleet_operator_build_info", "Always 1.", ["version"])

@@ -24,6 +24,7 @@ DRAIN_MARGIN_S = 60.0
 """Beyond the longest crawl: then a drain no longer waits."""
 ENDING_S = 60.0
 """A closed batch's Job ends by itself, by the first worker that reads it; after so long it is deleted."""
+START_DEADLINE = "StartDeadlineExceeded"
 TROUBLE_S = 3.0
 """Pods that are not ready after so long are looked at."""
 DRAIN_LOOK_S = 0.5
@@ -100,7 +101,10 @@ class Observed:
     @property
     def has_failed(self) -> bool:
         """Whether it could not be run, once and for all."""
-        return self.is_true("Failed") or self.is_late
+        return self.is_late or any(
+            (one.type, one.status, one.reason) == ("Failed", "True", START_DEADLINE)
+            for one in self.status.conditions or ()
+        )
 
     @property
     def is_late(self) -> bool:
@@ -123,10 +127,12 @@ class Observed:
 
     @property
     def started_s(self) -> float | None:
-        """When its first worker began, if one has."""
-        if self.status.start_time is not None:
+        """When the first worker of this round began, if one has."""
+        if self.row is None or not self.is_planned:
+            return None
+        if self.status.start_time is not None and self.status.round == self.row.round:
             return seconds(self.status.start_time)
-        return self.row.first_worker_at if self.row is not None else None
+        return self.row.first_worker_at
 
     @property
     def is_lost(self) -> bool:
@@ -140,10 +146,6 @@ class Observed:
             and self.row.alive == 0
             and self.alone_s >= ALONE_S
         )
-
-    def is_true(self, condition: str) -> bool:
-        """Whether that condition held."""
-        return self.since_s(condition, "True") is not None
 
     def since_s(self, condition: str, status: str) -> float | None:
         """Since when that condition has had that status; None if it has another one."""
@@ -194,7 +196,7 @@ class SetBudget:
 
 @dataclass(frozen=True)
 class LookAtPods:
-    """Find out why the pods of this Job do not start."""
+    """Find out why the pods of this Job do not start, or fail."""
 
     job: str
 
@@ -260,6 +262,8 @@ def _running(seen: Observed, row: BatchRow) -> list[Step]:
 def _begin(seen: Observed, row: BatchRow, last: JobView | None) -> list[Step]:
     """There is no Job that works, or it has ended without the batch."""
     steps = _levers(seen, row, limit=seen.wanted)
+    if last is not None and last.ended == "Failed":
+        steps.append(LookAtPods(last.name))
     rests = last is not None and last.ended and seen.now_s < last.ended_s + RESTART_S
     if seen.wanted == 0 or rests or not _may_try(seen):
         return steps

@@ -13,7 +13,7 @@ from crawlfleet.local.watch import ALL_SUCCEEDED, WITH_FAILURES, Progress, by_so
 from crawlfleet.statuses import Condition, CrawlBatchStatus, CrawlSourceStatus, SourceCounts
 from crawlfleet.store.batches import Counts
 from crawlfleet.store.oversight import SourceRow
-from crawlfleet_operator.plan import JobView, Observed, Trouble
+from crawlfleet_operator.plan import START_DEADLINE, JobView, Observed, Trouble
 from crawlfleet_operator.times import written
 
 Truth = Literal["True", "False"]
@@ -214,7 +214,8 @@ def _lacks(seen: Observed, around: Surroundings) -> Trouble | None:
     if seen.obstacle is not None:
         return seen.obstacle
     if job is not None and job.ended:
-        return Trouble(f"Job{job.ended}", f"Job {job.name} ended before the batch: {job.message}")
+        words = around.trouble.message if around.trouble else job.message
+        return Trouble(f"Job{job.ended}", f"Job {job.name} ended before the batch: {words}")
     if seen.is_lost:
         return Trouble("NodeLost", "no worker answers and their pods do not end; others take over")
     if around.trouble is not None and job is not None and job.ready < seen.wanted:
@@ -247,10 +248,10 @@ def _complete(seen: Observed) -> Said:
 def _failed(seen: Observed) -> Said:
     if seen.is_late:
         words = f"no worker began within startDeadlineSeconds ({seen.spec.start_deadline_seconds})"
-        return Said("Failed", "True", "StartDeadlineExceeded", words)
+        return Said("Failed", "True", START_DEADLINE, words)
     for one in seen.status.conditions or ():
-        if one.type == "Failed" and one.status == "True" and one.reason == "StartDeadlineExceeded":
-            return Said("Failed", "True", one.reason, one.message or "")
+        if one.type == "Failed" and seen.has_failed:
+            return Said("Failed", "True", START_DEADLINE, one.message or "")
     return Said("Failed", "False", "AsWanted")
 
 

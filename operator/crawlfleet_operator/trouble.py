@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from crawlfleet_operator.build import Document
+from crawlfleet_operator.build import CRAWLER, Document
 from crawlfleet_operator.plan import Trouble
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
@@ -14,11 +14,12 @@ _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerEr
 _LONGEST = 400
 
 
-def of_pods(pods: Iterable[Document]) -> Trouble | None:
-    """What most of the pods that are not ready suffer from; None if they just need time."""
+def of_pods(pods: Sequence[Document]) -> Trouble | None:
+    """What most of the pods that are not ready suffer from, or what one said when it failed; None if they just need time."""
     found = Counter(trouble for pod in pods if (trouble := _of_pod(pod)) is not None)
     if not found:
-        return None
+        words = _last_words(pods)
+        return Trouble("WorkerFailed", words) if words else None
     trouble, number = found.most_common(1)[0]
     return Trouble(trouble.reason, f"{number} pod{'s' if number > 1 else ''}: {trouble.message}")
 
@@ -32,9 +33,9 @@ def of_events(events: Sequence[Document]) -> Trouble | None:
     return Trouble(newest["reason"], _short(newest.get("message", "")))
 
 
-def last_words(pods: Iterable[Document], container: str) -> str:
-    """What a container of these pods said when it failed last; "" if none did."""
-    ends = [end for pod in pods for end in _ends(pod, container) if end["exitCode"] not in (0, 75)]
+def _last_words(pods: Iterable[Document]) -> str:
+    """What a worker said when it failed last; "" if none did."""
+    ends = [end for pod in pods for end in _ends(pod, CRAWLER) if end["exitCode"] not in (0, 75)]
     if not ends:
         return ""
     newest = max(ends, key=lambda end: end.get("finishedAt") or "")

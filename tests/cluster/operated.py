@@ -24,7 +24,7 @@ INSTALLATION = REPOSITORY / "k8s/operator/operator.yaml"
 IMAGES = {"crawlfleet/crawler": CRAWLER, "crawlfleet/chrome": CHROME, "crawlfleet/operator": OPERATOR}
 BRISK = Clock(tick_s=1.0)
 """A lost worker's permits are free again after 20 s."""
-SMALL = {
+SMALL: Document = {
     "metadata": {"labels": {"app": "fleet"}},
     "spec": {
         "terminationGracePeriodSeconds": 30,

@@ -232,3 +232,69 @@ def restart_database(fleet: Operated, testbed: Cluster) -> None:
     count = "jsonpath={.status.containerStatuses[0].restartCount}=1"
     fleet.kubectl.wait("pod/postgres", until=count)
     fleet.kubectl.await_ready("postgres")
+
+
+@pytest.fixture
+def apart(namespace: Kubectl, tmp_path: Path, testbed: Cluster) -> Iterator[Operated]:
+    """Shops, database and operator on node-0; a node that a test loses comes back."""
+    namespace("cordon", "node-1")
+    try:
+        with operated(namespace, tmp_path, users=USERS) as fleet:
+            namespace("uncordon", "node-1")
+            yield fleet
+    finally:
+        testbed.nodes[1].start()
+        namespace("uncordon", "node-0", "node-1")
+        namespace.wait("node/node-1", until="condition=Ready", timeout_s=120)
+
+
+@pytest.mark.timeout(900)
+def test_a_node_lost_for_good_with_all_workers_on_it(apart: Operated, testbed: Cluster) -> None:
+    start_on_node_1(apart, maxConcurrent=2)
+    apart.await_done(5)
+    testbed.nodes[1].lose()
+
+    apart.await_complete(timeout_s=480)
+    assert_whole(apart)
+    assert apart.status()["revision"] == 2
+
+
+def start_on_node_1(fleet: Operated, **spec: object) -> None:
+    fleet.kubectl("cordon", "node-0")
+    fleet.apply_batch(**spec)  # type: ignore[arg-type]  # fields of a spec
+    fleet.await_workers(2)
+    fleet.kubectl("uncordon", "node-0")
+
+
+@pytest.mark.timeout(1200)
+def test_all_of_it_in_one_run_and_a_lost_node_at_its_end(apart: Operated, testbed: Cluster) -> None:
+    apart.apply_sources(requestsPerSecond=3)
+    start_on_node_1(apart, maxConcurrent=2)
+    apart.await_done(2)
+    apart.kubectl("delete", "pod", "--selector=app.kubernetes.io/component=operator", "--wait=false")
+    kill(testbed, apart.workers()[0], "crawler")
+    kill(testbed, apart.workers()[1], "chrome")
+    apart.await_done(6)
+    evict(apart, apart.workers()[-1]["metadata"]["name"])
+    apart.kubectl("scale", f"crawlbatch/{BATCH}", "--replicas=5")
+    apart.await_workers(5)
+    drain(apart, "node-1")
+    apart.kubectl("uncordon", "node-1")
+    testbed.control_plane.api_server.kill()
+    testbed.control_plane.start()
+    restart_database(apart, testbed)
+    apart.kubectl("scale", f"crawlbatch/{BATCH}", "--replicas=1")
+    apart.await_workers(1)
+    apart.patch(suspend=True)
+    apart.kubectl.wait(f"crawlbatch/{BATCH}", until="condition=Suspended", timeout_s=120)
+    apart.kubectl("cordon", "node-0")
+    apart.patch(suspend=False, template={"metadata": {"annotations": {"example.com/why": "another"}}})
+    apart.await_workers(1)
+    apart.kubectl("uncordon", "node-0")
+    apart.await_done(20)
+    assert apart.status()["phase"] == "Running"
+    testbed.nodes[1].lose()
+    apart.apply_sources()
+
+    apart.await_complete(timeout_s=480)
+    assert_whole(apart)

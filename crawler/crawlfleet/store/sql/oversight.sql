@@ -13,7 +13,7 @@ select b.batch_id, b.uid, b.namespace, b.name, b.state::text, b.round, b.stop::t
     workers.first_at, coalesce(workers.alive, 0), coalesce(workers.held, '{}')
 from batch b cross join fleet f
 left join lateral (
-    select extract(epoch from min(w.started_at))::float8 as first_at,
+    select extract(epoch from min(w.started_at) filter (where w.ended_at is null))::float8 as first_at,
         count(*) filter (where w.ended_at is null and f.tick - w.renewed_tick <= 2)::int as alive,
         jsonb_object_agg(w.ordinal, (select count(*) from permit p where p.worker_id = w.worker_id))
             filter (where w.ended_at is null) as held
