@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from crawlfleet.errors import BadInput
+from crawlfleet.errors import DRAINED, STOPPED_ITSELF, BadConfiguration, BadInput
 from crawlfleet.manifests import API_VERSION, CrawlBatch
 
 Document = dict[str, Any]
@@ -74,8 +74,8 @@ def job(
                         "action": "Ignore",
                         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                     },
-                    _on_exit("Ignore", 74, 75),
-                    _on_exit("FailJob", 78),
+                    _on_exit("Ignore", STOPPED_ITSELF, DRAINED),
+                    _on_exit("FailJob", BadConfiguration.exit_code),
                 ]
             },
             "template": with_concurrency(template, batch.spec.max_concurrent),

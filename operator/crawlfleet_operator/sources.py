@@ -13,7 +13,7 @@ from crawlfleet.apply import adapters, declare
 from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import BadInput
 from crawlfleet.manifests import CrawlSource, Manifests, Secret
-from crawlfleet.statuses import Condition, CrawlSourceStatus, Permits
+from crawlfleet.statuses import CrawlSourceStatus, Permits
 from crawlfleet.store import oversight
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.oversight import SourceRow
@@ -24,6 +24,7 @@ from crawlfleet_operator.cluster import Cluster, Refused
 from crawlfleet_operator.database import Database
 from crawlfleet_operator.settings import OperatorSettings
 from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.status import Said, dated
 from crawlfleet_operator.statuswriter import StatusWriter
 from crawlfleet_operator.times import written
 
@@ -143,30 +144,28 @@ class Sources:
         )
 
     def _describe(self, key: Key, document: Document, outcome: _Outcome) -> CrawlSourceStatus:
-        before = self._writer.before(key, CrawlSourceStatus)
         generation = document["metadata"]["generation"]
         row = self._rows().get(key.name)
         ours = row if row is not None and row.namespace == key.namespace else None
-        cools = ours is not None and ours.cool_until is not None
-        available = _condition(
-            before, "Available", outcome.is_well, outcome.reason, outcome.message, generation, self._now()
-        )
-        throttled = _condition(
-            before,
-            "Throttled",
-            cools,
-            "Cooling" if cools else "Open",
-            f"every egress rests until {written(ours.cool_until or 0)}" if ours and cools else "",
-            generation,
-            self._now(),
-        )
+        before = self._writer.before(key, CrawlSourceStatus)
+        said = (_available(outcome), _throttled(ours))
         return CrawlSourceStatus(
             observed_generation=generation,
-            conditions=(available, throttled),
+            conditions=tuple(dated(one, before, generation, self._now()) for one in said),
             permits=Permits(total=ours.total, held=ours.held, cooling=ours.cooling) if ours else None,
             throttled=ours.throttled if ours else None,
             blocked=ours.blocked if ours else None,
         )
+
+
+def _available(outcome: _Outcome) -> Said:
+    return Said("Available", "True" if outcome.is_well else "False", outcome.reason, outcome.message)
+
+
+def _throttled(row: SourceRow | None) -> Said:
+    if row is None or row.cool_until is None:
+        return Said("Throttled", "False", "Open")
+    return Said("Throttled", "True", "Cooling", f"every egress rests until {written(row.cool_until)}")
 
 
 class _SecretMissing(BadInput):
@@ -205,24 +204,3 @@ def _fingerprint(source: CrawlSource, secrets: dict[str, Secret]) -> str:
 
 def _has_proxies(document: Document) -> bool:
     return any("proxySecretRef" in egress for egress in document["spec"].get("egresses", ()))
-
-
-def _condition(
-    before: CrawlSourceStatus,
-    type_: str,
-    holds: bool,
-    reason: str,
-    message: str,
-    generation: int,
-    now_s: float,
-) -> Condition:
-    truth = "True" if holds else "False"
-    same = [old for old in before.conditions or () if (old.type, old.status) == (type_, truth)]
-    return Condition(
-        type=type_,
-        status="True" if holds else "False",
-        reason=reason,
-        message=message or None,
-        last_transition_time=same[0].last_transition_time if same else written(now_s),
-        observed_generation=generation,
-    )

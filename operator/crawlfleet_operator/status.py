@@ -56,7 +56,7 @@ def describe(seen: Observed, around: Surroundings) -> CrawlBatchStatus:
     return CrawlBatchStatus(
         observed_generation=around.generation,
         phase=_phase(said, job),
-        conditions=tuple(_dated(seen, around.generation, said)),
+        conditions=tuple(_shown(seen, around.generation, said)),
         total=row.total if row and seen.is_planned else None,
         done=sums.done if sums else None,
         failed=sums.failed if sums else None,
@@ -78,7 +78,7 @@ def unreadable(before: CrawlBatchStatus, trouble: Trouble, now_s: float) -> Craw
     """The database does not answer: nothing else that was said is known to be otherwise."""
     degraded = Said("Degraded", "True", trouble.reason, trouble.message)
     known = [one for one in before.conditions or () if one.type != "Degraded"]
-    conditions = (*known, _condition(degraded, before, before.observed_generation, now_s))
+    conditions = (*known, dated(degraded, before, before.observed_generation, now_s))
     return before.model_copy(
         update={"conditions": conditions, "phase": before.phase or "Pending", "eta": None}
     )
@@ -91,7 +91,7 @@ def spoilt(before: CrawlBatchStatus, words: str, generation: int, now_s: float) 
         Said("Progressing", "False", "Invalid"),
         Said("Failed", "True", "Invalid", words),
     ]
-    conditions = tuple(_condition(one, before, generation, now_s) for one in said)
+    conditions = tuple(dated(one, before, generation, now_s) for one in said)
     return before.model_copy(
         update={"observed_generation": generation, "phase": "Failed", "conditions": conditions}
     )
@@ -255,14 +255,14 @@ def _failed(seen: Observed) -> Said:
     return Said("Failed", "False", "AsWanted")
 
 
-def _dated(seen: Observed, generation: int, said: Mapping[str, Said]) -> Iterator[Condition]:
+def _shown(seen: Observed, generation: int, said: Mapping[str, Said]) -> Iterator[Condition]:
     shown = {one.type for one in seen.status.conditions or ()} | {*ALWAYS}
     for one in said.values():
         if one.status == "True" or one.type in shown:
-            yield _condition(one, seen.status, generation, seen.now_s)
+            yield dated(one, seen.status, generation, seen.now_s)
 
 
-def _condition(one: Said, before: CrawlBatchStatus, generation: int | None, now_s: float) -> Condition:
+def dated(one: Said, before: Statuses, generation: int | None, now_s: float) -> Condition:
     """The condition; its transition time is that of the last change of its status."""
     same = [old for old in before.conditions or () if (old.type, old.status) == (one.type, one.status)]
     since = same[0].last_transition_time if same else written(now_s)

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from crawlfleet.errors import CLOSED, DRAINED, STOPPED_ITSELF
 from crawlfleet_operator.build import CRAWLER, Document
 from crawlfleet_operator.plan import Trouble
 
 _IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName")
 _CONFIG = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+_NO_FAILURES = (CLOSED, STOPPED_ITSELF, DRAINED)
 _LONGEST = 400
 
 
@@ -35,12 +37,13 @@ def of_events(events: Sequence[Document]) -> Trouble | None:
 
 def _last_words(pods: Iterable[Document]) -> str:
     """What a worker said when it failed last; "" if none did."""
-    ends = [end for pod in pods for end in _ends(pod, CRAWLER) if end["exitCode"] not in (0, 75)]
+    ends = [end for pod in pods for end in _ends(pod, CRAWLER) if end["exitCode"] not in _NO_FAILURES]
     if not ends:
         return ""
     newest = max(ends, key=lambda end: end.get("finishedAt") or "")
-    said = (newest.get("message") or newest.get("reason") or "").strip()
-    return _short(f"exit code {newest['exitCode']}: {said}")
+    lines = (newest.get("message") or newest.get("reason") or "").splitlines() or [""]
+    errors = [line for line in lines if '"level": "error"' in line]
+    return _short(f"exit code {newest['exitCode']}: {[*lines, *errors][-1]}")
 
 
 def _of_pod(pod: Document) -> Trouble | None:

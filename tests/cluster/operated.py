@@ -22,8 +22,8 @@ BATCH = "nightly"
 SAMPLES = REPOSITORY / "k8s/samples"
 INSTALLATION = REPOSITORY / "k8s/operator/operator.yaml"
 IMAGES = {"crawlfleet/crawler": CRAWLER, "crawlfleet/chrome": CHROME, "crawlfleet/operator": OPERATOR}
-BRISK = Clock(tick_s=1.0)
-"""A lost worker's permits are free again after 20 s."""
+BRISK = Clock(tick_s=1.0, expire_ticks=12, quarantine_ticks=8)
+"""A lost worker's permits are free again after 20 s; one that a busy machine stops for 10 s gives up."""
 SMALL: Document = {
     "metadata": {"labels": {"app": "fleet"}},
     "spec": {
