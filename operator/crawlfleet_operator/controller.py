@@ -20,6 +20,7 @@ from crawlfleet_operator.batches import Batches
 from crawlfleet_operator.build import BATCH, MANAGED, Document, Images
 from crawlfleet_operator.cluster import BATCHES, SOURCES, Cluster
 from crawlfleet_operator.database import Database
+from crawlfleet_operator.effects import Effects
 from crawlfleet_operator.plan import Trouble
 from crawlfleet_operator.settings import OperatorSettings
 from crawlfleet_operator.sight import Key, Sight
@@ -60,14 +61,22 @@ class Controller:
         self._work: Worklist[Key] = Worklist(self._reconcile)
         self._writer = StatusWriter(cluster, self._sight, self._work.mark_in, now)
         images = Images(settings.crawler_image, settings.chrome_image, settings.pull_policy, settings.secret)
-        self._batches = Batches(
+        effects = Effects(
             cluster,
             database,
             self._sight,
-            self._writer,
             images,
             sources=lambda: self._source_rows,
             refusal=lambda key: self._sources.refusal(key),
+            now=now,
+        )
+        self._batches = Batches(
+            database,
+            self._sight,
+            self._writer,
+            effects,
+            images,
+            sources=lambda: self._source_rows,
             mark_in=self._work.mark_in,
             now=now,
         )
@@ -114,7 +123,7 @@ class Controller:
         if (key := self._sight.put(kind, document)) is None:
             return
         if kind == BATCHES and (known is None or _generation(known) != _generation(document)):
-            self._batches.spec_changed(key)
+            self._batches.changed(key)
         if kind == "jobs":
             self._work.mark(_batch_of(document))
         elif known is None or _generation(known) != _generation(document) or _is_ending(document):
@@ -129,7 +138,7 @@ class Controller:
         try:
             if key.kind == BATCHES:
                 self._rows.pop(document["metadata"]["uid"], None)
-                await self._batches.forget(document)
+                await self._batches.forget(document["metadata"]["uid"])
             else:
                 await self._sources.forget(key)
                 self._mark_users_of(key)
@@ -148,7 +157,7 @@ class Controller:
     def _mark_users_of(self, source: Key) -> None:
         for key, document in self._sight.of_kind(BATCHES):
             if key.namespace == source.namespace and source.name in document["spec"].get("sources", ()):
-                self._batches.spec_changed(key)
+                self._batches.changed(key)
                 self._work.mark(key)
 
     # One object.
@@ -211,7 +220,7 @@ class Controller:
             self._mark_all(BATCHES)
             self._mark_all(SOURCES)
         for uid, row in rows.items():
-            self._batches.alive(uid, row)
+            self._batches.note(row)
             if before.get(uid) != row:
                 self._work.mark(Key(BATCHES, row.namespace, row.name))
         for key, _ in self._sight.of_kind(SOURCES):
@@ -237,7 +246,7 @@ class Controller:
         uids = [document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)]
         try:
             for uid in await self._database(oversight.orphaned_batches, self._namespaces(), uids):
-                await self._batches.forget({"metadata": {"uid": uid}})
+                await self._batches.forget(uid)
             for name, namespace in await self._database(oversight.claimed_sources, self._namespaces()):
                 if self._sight.get(key := Key(SOURCES, namespace, name)) is None:
                     await self._sources.forget(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,7 +17,6 @@ from crawlfleet.store import oversight
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.oversight import SourceRow
 from crawlfleet.store.sources import TakenExit, TakenName
-from crawlfleet_operator.batches import plain
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.cluster import Cluster, Refused
 from crawlfleet_operator.database import Database
@@ -26,6 +24,7 @@ from crawlfleet_operator.settings import OperatorSettings
 from crawlfleet_operator.sight import Key, Sight
 from crawlfleet_operator.status import Said, dated
 from crawlfleet_operator.statuswriter import StatusWriter
+from crawlfleet_operator.subjects import plain
 from crawlfleet_operator.times import written
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Sources:
         rows: Callable[[], dict[str, SourceRow]],
         declared: Callable[[Key], None],
         mark_in: Callable[[Key, float], None],
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._database = database

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -42,7 +41,7 @@ class StatusWriter:
         cluster: Cluster,
         sight: Sight,
         mark_in: Callable[[Key, float], None],
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._sight = sight

@@ -87,10 +87,9 @@ class Operated:
 
     def await_workers(self, number: int, name: str = BATCH) -> None:
         """Until so many of its pods are ready, and no other is there."""
-        pods = "--selector=crawlfleet.dev/batch=" + name
 
         def are_there() -> bool:
-            found = self.kubectl.list("pods", pods)
+            found = self.workers(name)
             return len(found) == number and all(_is_ready(pod) for pod in found)
 
         until(are_there, f"{number} workers of {name}", 120)
@@ -99,8 +98,9 @@ class Operated:
         self.kubectl.wait(f"crawlbatch/{name}", until="condition=Complete", timeout_s=timeout_s)
 
     def workers(self, name: str = BATCH) -> list[Document]:
-        """Its pods, by their place in the Job."""
-        return sorted(self.kubectl.list("pods", f"--selector=crawlfleet.dev/batch={name}"), key=_index)
+        """Its pods that have not ended, by their place in the Job."""
+        pods = self.kubectl.list("pods", f"--selector=crawlfleet.dev/batch={name}")
+        return sorted((pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")), key=_index)
 
     def counted(self, state: str, name: str = BATCH) -> int:
         query = "select count(*) from task join batch using (batch_id) where name = %s and task.state = %s::task_state"

@@ -165,6 +165,29 @@ def test_the_fleet_goes_on_without_its_operator(fleet: Operated) -> None:
     assert_whole(fleet)
 
 
+def test_two_operators_by_mistake_do_nothing_twice(fleet: Operated) -> None:
+    fleet.kubectl("scale", "deployment/crawlfleet-operator", "--replicas=2")
+    fleet.kubectl("rollout", "status", "deployment/crawlfleet-operator", "--timeout=60s")
+    fleet.apply_batch(maxConcurrent=3)
+    fleet.await_done(5)
+    fleet.patch(template={"metadata": {"annotations": {"example.com/why": "another"}}})
+
+    assert_whole(fleet)
+    assert [job["metadata"]["name"] for job in fleet.kubectl.list("jobs")] == ["nightly-1-2"]
+    assert fleet.ask("select count(*) from batch") == [(1,)]
+    assert fleet.ask("select count(*) from task") == [(2 * USERS,)]
+
+
+def test_an_operator_that_is_upgraded_hands_its_batches_over(fleet: Operated) -> None:
+    """A newer one makes other pods; here they differ by how they get their images."""
+    fleet.apply_batch(maxConcurrent=3)
+    fleet.await_done(5)
+    fleet.install(CRAWLFLEET_PULL_POLICY="IfNotPresent")
+
+    assert_whole(fleet)
+    assert fleet.status()["revision"] == 2
+
+
 @pytest.mark.parametrize("container", ["crawler", "chrome"])
 def test_a_killed_container(fleet: Operated, testbed: Cluster, container: str) -> None:
     fleet.apply_batch(maxConcurrent=3)
