@@ -1,14 +1,14 @@
-"""How long a crawler pod takes from the creation of its Job to its first task, in parts."""
+"""How long a crawler pod takes from its creation, by a Job or by a CrawlBatch, to its first task, in parts."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cluster.stage import Stage
 from cluster.testbed.kubectl import Kubectl
 from fleet import until
 
@@ -40,15 +40,15 @@ class Start:
         return f"{self.total_s:.2f} s from creation to the first task: {parts}"
 
 
-def of_first_pod(staged: Stage) -> Start:
-    """Start a fleet of one worker on what is prepared, and wait for its first crawl."""
+def of_first_pod(kubectl: Kubectl, create: Callable[[], None]) -> Start:
+    """Create a fleet of one worker, whose pod is labelled `app: fleet`, and wait for its first crawl."""
     created_at = time.time()
-    staged.start_fleet(workers=1)
-    pod = until(lambda: staged.kubectl("get", "pods", "--selector=app=fleet", "-o", "name"), "a pod").strip()
-    staged.kubectl.wait(pod, until="condition=Ready")
+    create()
+    pod = until(lambda: kubectl("get", "pods", "--selector=app=fleet", "-o", "name"), "a pod").strip()
+    kubectl.wait(pod, until="condition=Ready")
     name = pod.removeprefix("pod/")
-    until(lambda: '"crawled"' in staged.kubectl("logs", name, f"--container={CRAWLER}"), "a crawl")
-    return _measured(staged.kubectl, name, created_at)
+    until(lambda: '"crawled"' in kubectl("logs", name, f"--container={CRAWLER}"), "a crawl")
+    return _measured(kubectl, name, created_at)
 
 
 def _measured(kubectl: Kubectl, pod: str, created_at: float) -> Start:

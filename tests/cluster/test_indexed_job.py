@@ -32,7 +32,7 @@ def test_a_pod_tells_how_long_it_took_to_its_first_task(
     """`make bench` judges it: a test does not know what else its machine does."""
     with stage(namespace, tmp_path) as staged:
         staged.prepare(workers=1)
-        start = starting.of_first_pod(staged)
+        start = starting.of_first_pod(namespace, lambda: staged.start_fleet(workers=1))
 
     with capsys.disabled():
         print(f"\n{start}")
