@@ -14,7 +14,7 @@ from rig import Rig
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # `cluster` is for tests, too
 from cluster import starting
-from cluster.operated import operated
+from cluster.operated import operated, serve_kinds
 from cluster.stage import Stage, stage
 from cluster.testbed import cluster, machine, remains
 from cluster.testbed.kubectl import Kubectl, fresh_namespace
@@ -73,6 +73,7 @@ def _run_fleet(staged: Stage) -> tuple[starting.Start, float]:
 
 def _apply(kubectl: Kubectl, folder: Path) -> starting.Start:
     """The same pod by way of the operator."""
+    serve_kinds(kubectl)
     with operated(kubectl, folder) as fleet:
         return starting.of_first_pod(kubectl, lambda: fleet.apply_batch(workers=1))
 

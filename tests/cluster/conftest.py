@@ -15,16 +15,14 @@ from pathlib import Path
 
 import pytest
 from cluster.ability import OTHER, told_in_one_sentence
+from cluster.operated import serve_kinds
 from cluster.testbed import cluster as testbeds
 from cluster.testbed import daemons, machine
 from cluster.testbed.binaries import VERSION
 from cluster.testbed.cluster import Cluster
 from cluster.testbed.errors import TestbedError
 from cluster.testbed.kubectl import Kubectl, KubectlFailed, fresh_namespace
-from cluster.testbed.place import CACHE, LOGS, POD_LOGS, REPOSITORY
-from fleet import until
-
-from crawlfleet.crds import CATEGORY, definitions
+from cluster.testbed.place import CACHE, LOGS, POD_LOGS
 
 _numbers = count(1)
 
@@ -94,12 +92,7 @@ def _other(kubeconfig: Path) -> Kubectl:
 @pytest.fixture(scope="session")
 def crds(kubectl: Kubectl) -> None:
     """The cluster knows CrawlSource and CrawlBatch. It goes on knowing them: documents of others would go with them."""
-    kubectl("apply", "--validate=strict", "-f", str(REPOSITORY / "k8s/crds"))
-    names = {definition["metadata"]["name"] for definition in definitions()}
-    kubectl.wait("crd", *sorted(names), until="condition=Established")
-    # kubectl goes by a list of what is served; this one it makes anew.
-    listed = ("api-resources", f"--categories={CATEGORY}", "--output=name")
-    until(lambda: names == set(kubectl(*listed).split()), "both kinds are served")
+    serve_kinds(kubectl)
 
 
 @pytest.fixture

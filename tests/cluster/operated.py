@@ -15,11 +15,13 @@ from cluster.testbed.kubectl import Document, Kubectl
 from cluster.testbed.place import REPOSITORY
 from fleet import until
 
+from crawlfleet.crds import CATEGORY, definitions
 from crawlfleet.store.connection import connect
 from crawlfleet.store.fleet import Clock, set_clock
 
 BATCH = "nightly"
 SAMPLES = REPOSITORY / "k8s/samples"
+KINDS = REPOSITORY / "k8s/crds"
 INSTALLATION = REPOSITORY / "k8s/operator/operator.yaml"
 IMAGES = {"crawlfleet/crawler": CRAWLER, "crawlfleet/chrome": CHROME, "crawlfleet/operator": OPERATOR}
 BRISK = Clock(tick_s=1.0, expire_ticks=12, quarantine_ticks=8)
@@ -134,6 +136,16 @@ def operated(kubectl: Kubectl, folder: Path, *, clock: Clock = BRISK, users: int
         fleet.install()
         fleet.apply_sources()
         yield fleet
+
+
+def serve_kinds(kubectl: Kubectl) -> None:
+    """The cluster knows CrawlSource and CrawlBatch."""
+    kubectl("apply", "--validate=strict", "-f", str(KINDS))
+    names = {definition["metadata"]["name"] for definition in definitions()}
+    kubectl.wait("crd", *sorted(names), until="condition=Established")
+    # kubectl goes by a list of what is served; this one it makes anew.
+    listed = ("api-resources", f"--categories={CATEGORY}", "--output=name")
+    until(lambda: names == set(kubectl(*listed).split()), "both kinds are served")
 
 
 def installation(namespace: str, environment: Mapping[str, str]) -> list[Document]:
