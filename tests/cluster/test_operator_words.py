@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 from cluster.operated import SMALL, Operated, changed, operated, sample
+from cluster.stage import forwarded
 from cluster.testbed.kubectl import Document, Kubectl, KubectlFailed, fresh_namespace
 from fleet import until
 
@@ -312,3 +314,40 @@ def test_zero_workers_are_refused(fleet: Operated, batch: str) -> None:
     fleet.apply_batch(batch, **NEVER)
     with pytest.raises(KubectlFailed, match=r"spec\.workers"):
         fleet.kubectl("scale", f"crawlbatch/{batch}", "--replicas=0")
+
+
+def test_its_metrics_forget_a_deleted_batch(fleet: Operated, batch: str) -> None:
+    fleet.apply_batch(batch, sources=["cafe24"])
+    fleet.await_complete(batch)
+    series = f'crawlfleet_batch_tasks{{batch="{batch}",namespace="{fleet.kubectl.namespace}",source="cafe24",state="ok"}} 3.0'
+    until(lambda: series in metrics(fleet), "its tasks")
+    assert 'crawlfleet_batches{phase="Complete"}' in metrics(fleet)
+    assert "crawlfleet_database_up 1.0" in metrics(fleet)
+    fleet.kubectl("delete", "crawlbatch", batch)
+    until(lambda: batch not in metrics(fleet), "nothing is left of it")
+
+
+def metrics(fleet: Operated) -> str:
+    """What a scrape of the operator finds."""
+    with (
+        forwarded(fleet.kubectl, "deployment/crawlfleet-operator", 9090) as port,
+        urlopen(f"http://127.0.0.1:{port}/metrics") as answer,
+    ):
+        said: bytes = answer.read()
+    return said.decode()
+
+
+def test_its_log_is_json_and_tells_each_step(fleet: Operated, batch: str) -> None:
+    fleet.apply_batch(batch, sources=["cafe24"])
+    fleet.await_complete(batch)
+    steps = [
+        event["step"]
+        for event in fleet.log()
+        if event.get("batch", "").endswith(f"/{batch}") and "step" in event
+    ]
+    assert [step.partition("(")[0] for step in steps][:4] == [
+        "PlanTasks",
+        "SetLevers",
+        "CreateJob",
+        "SetBudget",
+    ]

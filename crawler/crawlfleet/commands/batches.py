@@ -214,7 +214,7 @@ def retry(arguments: Arguments) -> int:
         revived = batches.retry(conn, batch.batch_id, arguments.verdict)
         left = batches.left_dead(conn, batch.batch_id, arguments.verdict)
         fleet.recount(conn, batch.batch_id)
-    hint = "; run the batch again to crawl them" if revived else ""
+    hint = "; in a cluster the operator sees to them, else run the batch again" if revived else ""
     print(f"{batch.name}: {number_of(revived, 'task')} ready again{hint}")
     if left:
         print(f"{batch.name}: {number_of(left, 'task')} left dead: their accounts need a person. {ATTENTION}")
