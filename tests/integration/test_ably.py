@@ -113,7 +113,7 @@ def test_an_empty_shop_is_empty(pool: Pool, strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize(
-    "trap", [{"popup": True}, {"alert": True}, {"slow_table_s": 2}, {"huge_page_bytes": 100_000_000}], ids=str
+    "trap", [{"popup": True}, {"alert": True}, {"slow_table_s": 2}, {"huge_page_bytes": 20_000_000}], ids=str
 )
 def test_a_page_in_a_state_is_read_all_the_same(
     seller: Seller, shop: WatchedAblyShop, trap: dict[str, Any]
