@@ -11,11 +11,12 @@ from dataclasses import replace
 
 from crawlfleet.errors import BadInput
 from crawlfleet.local.watch import progress
+from crawlfleet.sources import needs_browser
 from crawlfleet.statuses import CrawlBatchStatus
 from crawlfleet.store import oversight
 from crawlfleet.store.oversight import BatchRow, SourceRow
 from crawlfleet_operator import build, status, subjects
-from crawlfleet_operator.build import Images
+from crawlfleet_operator.build import Document, Images
 from crawlfleet_operator.database import Database
 from crawlfleet_operator.effects import Effects, NotYet, Obstacle
 from crawlfleet_operator.plan import LookAtPods, Observed, PlanTasks, Step, Trouble, again_s, plan
@@ -62,13 +63,11 @@ class Batches:
         if document is None or document["metadata"].get("deletionTimestamp"):
             return
         try:
-            subject = subjects.read(key, document, self._sight, self._images)
+            await self._reconcile(subjects.read(key, document, self._sight))
         except BadInput as exc:
             before = self._writer.before(key, CrawlBatchStatus)
             generation = document["metadata"]["generation"]
             await self._writer.write(key, status.spoilt(before, str(exc), generation, self._now()))
-        else:
-            await self._reconcile(subject)
 
     def changed(self, key: Key) -> None:
         """What stood in the way may not any more: try at once."""
@@ -90,35 +89,39 @@ class Batches:
     async def _reconcile(self, subject: Subject) -> None:
         memory = self._memory.setdefault(subject.uid, Memory(alive_s=self._now()))
         for _ in range(PASSES):
-            seen = await self._see(subject, memory)
-            if not await self._take_all(subject, memory, seen, plan(seen)):
+            seen, template = await self._see(subject, memory)
+            if not await self._take_all(subject, memory, template, seen, plan(seen)):
                 break
         seen = replace(seen, obstacle=memory.obstacle)
         await self._tell(subject, memory, seen)
         if (wait_s := again_s(seen)) is not None:
             self._mark_in(subject.key, wait_s)
 
-    async def _see(self, subject: Subject, memory: Memory) -> Observed:
+    async def _see(self, subject: Subject, memory: Memory) -> tuple[Observed, Document]:
+        """What is known now, and what its pods shall be."""
         rows = await self._database(oversight.look, None, subject.uid)
         row = rows.get(subject.uid)
         if row is not None:
             self.note(row)
+        needs_chrome = row is not None and any(needs_browser(adapter) for adapter in row.adapters)
+        template = build.pod_template(subject.batch, subject.uid, self._images, needs_chrome=needs_chrome)
         now_s = self._now()
-        return Observed(
+        seen = Observed(
             spec=subject.batch.spec,
             status=self._writer.before(subject.key, CrawlBatchStatus),
             created_s=subject.created_s,
             row=row,
             jobs=self._sight.jobs(subject.uid),
-            digest=build.digest(subject.template),
+            digest=build.digest(template),
             obstacle=memory.obstacle,
             alone_s=now_s - memory.alive_s,
             budget=memory.budget,
             now_s=now_s,
         )
+        return seen, template
 
     async def _take_all(
-        self, subject: Subject, memory: Memory, seen: Observed, steps: Sequence[Step]
+        self, subject: Subject, memory: Memory, template: Document, seen: Observed, steps: Sequence[Step]
     ) -> bool:
         """Take the steps; whether another look is worth while now."""
         if PlanTasks() in steps and seen.status.phase is None:
@@ -128,7 +131,7 @@ class Batches:
             if not isinstance(step, LookAtPods):
                 log.info("step", extra={"batch": str(subject.key), "step": str(step)})
             try:
-                changed |= await self._effects.take(subject, memory, seen, step)
+                changed |= await self._effects.take(subject, memory, template, seen, step)
             except NotYet:
                 return False
             except Obstacle as exc:

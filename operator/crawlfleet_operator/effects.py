@@ -67,16 +67,20 @@ class Effects:
         self._refusal = refusal
         self._now = now
 
-    async def take(self, subject: Subject, memory: Memory, seen: Observed, step: Step) -> bool:
-        """Whether another look is worth while now. Raises Obstacle, or NotYet."""
+    async def take(
+        self, subject: Subject, memory: Memory, template: Document, seen: Observed, step: Step
+    ) -> bool:
+        """Whether another look is worth while now. `template` is what its pods shall be. Raises Obstacle, or NotYet."""
         try:
-            return await self._take(subject, memory, seen, step)
+            return await self._take(subject, memory, template, seen, step)
         except planner.NobodyToCrawl as exc:
             raise Obstacle("EmptySelection", str(exc)) from exc
         except Refused as exc:
             raise Obstacle("PodsRefused" if isinstance(step, CreateJob) else "Refused", str(exc)) from exc
 
-    async def _take(self, subject: Subject, memory: Memory, seen: Observed, step: Step) -> bool:
+    async def _take(
+        self, subject: Subject, memory: Memory, template: Document, seen: Observed, step: Step
+    ) -> bool:
         match step:
             case PlanTasks():
                 await self._plan_tasks(subject)
@@ -84,7 +88,7 @@ class Effects:
                 await self._database(oversight.set_levers, subject.uid, levers)
             case CreateJob(revision, size):
                 assert seen.row is not None  # a Job is planned for a planned batch alone
-                await self._create_job(subject, seen.row.round, revision, size)
+                await self._create_job(subject, template, seen.row.round, revision, size)
                 memory.trouble, memory.alive_s = None, self._now()
             case ResizeJob(name, size):
                 await self._resize(subject, name, size)
@@ -124,9 +128,11 @@ class Effects:
             raise NotYet(f"CrawlSource {name} is not declared yet")
         raise Obstacle("SourceUnavailable", f"CrawlSource {name} is not available: {refusal}")
 
-    async def _create_job(self, subject: Subject, round_: int, revision: int, size: int) -> None:
+    async def _create_job(
+        self, subject: Subject, template: Document, round_: int, revision: int, size: int
+    ) -> None:
         await self._require_secret(subject.namespace)
-        batch, template = subject.batch, subject.template
+        batch = subject.batch
         await self._cluster.try_out("pods", subject.namespace, build.pod(batch, template))
         name = build.job_name(subject.key.name, round_, revision)
         job = build.job(batch, subject.uid, template, name=name, round_=round_, revision=revision, size=size)

@@ -75,7 +75,7 @@ def describe(seen: Observed, around: Surroundings) -> CrawlBatchStatus:
 
 
 def unreadable(before: CrawlBatchStatus, trouble: Trouble, now_s: float) -> CrawlBatchStatus:
-    """The database does not answer: nothing else that was said is known to be otherwise."""
+    """Nothing can be known at the moment, and nothing that was said is known to be otherwise."""
     degraded = Said("Degraded", "True", trouble.reason, trouble.message)
     known = [one for one in before.conditions or () if one.type != "Degraded"]
     conditions = (*known, dated(degraded, before, before.observed_generation, now_s))
@@ -85,16 +85,17 @@ def unreadable(before: CrawlBatchStatus, trouble: Trouble, now_s: float) -> Craw
 
 
 def spoilt(before: CrawlBatchStatus, words: str, generation: int, now_s: float) -> CrawlBatchStatus:
-    """A spec that the schema let through and that cannot be run as it stands; a new one begins anew."""
+    """A spec that the schema let through and that cannot be run as it stands; what runs goes on as it was, a new one heals."""
+    now = before.model_copy(update={"observed_generation": generation})
+    if any((one.type, one.status) == ("Planned", "True") for one in before.conditions or ()):
+        return unreadable(now, Trouble("Invalid", words), now_s)
     said = [
         Said("Planned", "False", "Invalid", words),
-        Said("Progressing", "False", "Invalid"),
+        Said("Progressing", "False", "Invalid", words),
         Said("Failed", "True", "Invalid", words),
     ]
     conditions = tuple(dated(one, before, generation, now_s) for one in said)
-    return before.model_copy(
-        update={"observed_generation": generation, "phase": "Failed", "conditions": conditions}
-    )
+    return now.model_copy(update={"phase": "Failed", "conditions": conditions})
 
 
 def changes(before: Statuses, after: Statuses) -> list[tuple[str, Condition]]:

@@ -9,9 +9,7 @@ from crawlfleet import documents
 from crawlfleet.errors import BadInput
 from crawlfleet.local.watch import Rate
 from crawlfleet.manifests import API_VERSION, CrawlBatch, CrawlSource
-from crawlfleet.sources import needs_browser
-from crawlfleet_operator import build
-from crawlfleet_operator.build import Document, Images
+from crawlfleet_operator.build import Document
 from crawlfleet_operator.cluster import SOURCES
 from crawlfleet_operator.plan import Trouble
 from crawlfleet_operator.sight import Key, Sight
@@ -20,8 +18,7 @@ from crawlfleet_operator.times import seconds
 
 @dataclass(frozen=True)
 class Subject:
-    """A CrawlBatch. `sources` are those of its CrawlSources that are there, `missing` the names of the others; `template` is
-    what its pods shall be now."""
+    """A CrawlBatch. `sources` are those of its CrawlSources that are there, `missing` the names of the others."""
 
     key: Key
     uid: str
@@ -30,7 +27,6 @@ class Subject:
     batch: CrawlBatch
     sources: Mapping[str, CrawlSource]
     missing: Sequence[str]
-    template: Document
 
     @property
     def namespace(self) -> str:
@@ -49,14 +45,13 @@ class Memory:
     rate: Rate = field(default_factory=Rate)
 
 
-def read(key: Key, document: Document, sight: Sight, images: Images) -> Subject:
-    """Raises BadInput for a spec that the schema let through and that cannot be run."""
+def read(key: Key, document: Document, sight: Sight) -> Subject:
+    """Raises BadInput for a spec that the schema let through and that cannot be read."""
     batch = documents.parse(plain(document))
     if not isinstance(batch, CrawlBatch):
         raise BadInput("; ".join(batch) if isinstance(batch, list) else "not a CrawlBatch")
     metadata, names = document["metadata"], batch.spec.sources
     found = {name: source for name in names if (source := _source(sight, key.namespace, name)) is not None}
-    needs_chrome = any(needs_browser(source.spec.adapter) for source in found.values())
     return Subject(
         key=key,
         uid=metadata["uid"],
@@ -65,7 +60,6 @@ def read(key: Key, document: Document, sight: Sight, images: Images) -> Subject:
         batch=batch,
         sources=found,
         missing=[name for name in names if name not in found],
-        template=build.pod_template(batch, metadata["uid"], images, needs_chrome=needs_chrome),
     )
 
 

@@ -173,7 +173,7 @@ def test_a_source_deleted_under_its_batch(fleet: Operated, batch: str) -> None:
     fleet.kubectl("delete", "crawlsource", "cafe24")
     try:
         until(lambda: fleet.ask("select 1 from egress where removed = false"), "its egress is still there", 5)
-        fleet.patch(batch, template=SMALL)
+        fleet.patch(batch, template={"spec": {"nodeSelector": None}})
         fleet.await_complete(batch)
     finally:
         fleet.apply_sources()

@@ -443,7 +443,10 @@ class TestLevers:
 
             said = seat.ok("retry", "local", "--verdict", "bug")
 
-            assert said == "local: 1 task ready again; in a cluster the operator sees to them, else run the batch again\n"
+            assert (
+                said
+                == "local: 1 task ready again; in a cluster the operator sees to them, else run the batch again\n"
+            )
             assert "3/4 done, 0 running, 1 waiting, 0 retrying, 0 failed" in seat.ok("status", "local")
             assert "4 of 4 ok" in seat.ok(*words)
         assert seat.crawled("local") == len(SELLERS) + 1

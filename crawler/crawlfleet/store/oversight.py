@@ -16,7 +16,7 @@ Namespaces = Sequence[str] | None
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One batch. Times are seconds since the epoch. `held`: WORKER_ID → permits of its registrations that have not ended;
+    """One batch. Times are seconds since the epoch. `adapters` are those of its sources as it was planned. `held`: WORKER_ID → permits of its registrations that have not ended;
     `alive`: workers that renew; both only while it runs, as is `first_worker_at`."""
 
     batch_id: int
@@ -31,7 +31,7 @@ class BatchRow:
     total: int
     started_at: float | None
     closed_at: float | None
-    sources: Sequence[str]
+    adapters: Sequence[str]
     job_timeout_s: float
     counts: Counts
     first_worker_at: float | None

@@ -4,7 +4,7 @@
 -- The batches of these namespaces (null: of all), or one of them. What is held and who is alive only matters while it runs.
 select b.batch_id, b.uid, b.namespace, b.name, b.state::text, b.round, b.stop::text, b.worker_limit, b.max_concurrent, b.total,
     extract(epoch from b.started_at)::float8, extract(epoch from b.closed_at)::float8,
-    array(select s.name from batch_source k join source s using (source_id) where k.batch_id = b.batch_id order by 1) as sources,
+    coalesce((select jsonb_agg(distinct k.settings ->> 'adapter') from batch_source k where k.batch_id = b.batch_id), '[]') as adapters,
     coalesce((select max((k.settings ->> 'job_timeout_s')::float8) from batch_source k where k.batch_id = b.batch_id), 0) as job_timeout_s,
     coalesce((
         select jsonb_agg(jsonb_build_array(s.name, p.state, p.verdict, p.tasks))
