@@ -256,7 +256,7 @@ def _is_past_its_time(seen: Observed) -> bool:
 
 def _running(seen: Observed, row: BatchRow) -> list[Step]:
     job = seen.job
-    if job is None or job.ended or seen.is_lost:
+    if job is None or job.ended or (seen.is_lost and seen.wanted > 0):
         return _begin(seen, row, job)
     if job.digest != seen.digest:
         return _hand_over(seen, row, job)

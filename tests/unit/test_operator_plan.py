@@ -205,6 +205,11 @@ def steps_of(observed: Observed) -> list[Step]:
             lost(row=row(alive=1, held={0: 1})), [], id="a-node-is-not-lost-while-a-worker-is-alive"
         ),
         pytest.param(
+            lost(spec={"suspend": True}, row=row(worker_limit=0, alive=0, held={})),
+            [ResizeJob("nightly-1-1", 0)],
+            id="a-lost-node-of-a-suspended-batch",
+        ),
+        pytest.param(
             lost(jobs=[job(active=2, ready=0, terminating=0)]), [], id="pods-that-only-start-are-not-lost"
         ),
         pytest.param(
