@@ -106,6 +106,7 @@ class World:
                 )
             case SetLevers(levers):
                 assert self.row is not None
+                self.crawl(self.row)  # until that moment workers take
                 stop = levers.stop or self.row.stop
                 self.row = replace(
                     self.row,
