@@ -133,7 +133,8 @@ def with_concurrency(template: Document, max_concurrent: int) -> Document:
     """The template with the MAX_CONCURRENT that its workers start with."""
     copy: Document = json.loads(json.dumps(template))
     (crawler,) = (c for c in copy["spec"]["containers"] if c["name"] == CRAWLER)
-    crawler["env"].append({"name": "MAX_CONCURRENT", "value": str(max_concurrent)})
+    others = [one for one in crawler["env"] if one["name"] != "MAX_CONCURRENT"]
+    crawler["env"] = [*others, {"name": "MAX_CONCURRENT", "value": str(max_concurrent)}]
     return copy
 
 

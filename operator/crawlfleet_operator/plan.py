@@ -108,21 +108,26 @@ class Observed:
 
     @property
     def is_late(self) -> bool:
-        """Whether the deadline for its first worker is over; it does not run while the batch is suspended."""
-        deadline_s = self.spec.start_deadline_seconds
-        if deadline_s is None or self.started_s is not None or self.spec.suspend:
-            return False
-        since_s = max(self.created_s, self.since_s("Suspended", "False") or 0.0)
-        return self.now_s >= since_s + deadline_s
+        """Whether the deadline for its first worker is over."""
+        return self.start_by_s is not None and self.now_s >= self.start_by_s
+
+    @property
+    def start_by_s(self) -> float | None:
+        """Until when its first worker has to begin. Neither a suspended batch has such a time, nor a retry, nor a closed one."""
+        deadline_s, row = self.spec.start_deadline_seconds, self.row
+        has_had_one = row is not None and (row.round > 1 or row.state == "closed")
+        if deadline_s is None or self.started_s is not None or self.spec.suspend or has_had_one:
+            return None
+        return max(self.created_s, self.since_s("Suspended", "False") or 0.0) + deadline_s
 
     @property
     def is_overdue(self) -> bool:
         """Whether it has taken longer than it may."""
         deadline_s = self.spec.active_deadline_seconds
+        closed_s = self.row.closed_at if self.row is not None else None
+        until_s = self.now_s if closed_s is None else closed_s
         return (
-            deadline_s is not None
-            and self.started_s is not None
-            and self.now_s >= self.started_s + deadline_s
+            deadline_s is not None and self.started_s is not None and until_s >= self.started_s + deadline_s
         )
 
     @property
@@ -251,7 +256,7 @@ def _is_past_its_time(seen: Observed) -> bool:
 
 def _running(seen: Observed, row: BatchRow) -> list[Step]:
     job = seen.job
-    if job is None or job.ended or seen.is_lost:
+    if job is None or job.ended or (seen.is_lost and seen.wanted > 0):
         return _begin(seen, row, job)
     if job.digest != seen.digest:
         return _hand_over(seen, row, job)
@@ -321,26 +326,22 @@ def _look(seen: Observed, job: JobView) -> list[Step]:
 
 
 def again_s(seen: Observed) -> float | None:
-    """In how many seconds something is due that no event will tell of."""
-    times = [at_s for at_s in _due_s(seen) if at_s is not None]
+    """In how many seconds something is due that no event will tell of. What was due already had its turn."""
+    times = [at_s for at_s in _due_s(seen) if at_s is not None and at_s > seen.now_s]
     return max(0.5, min(times) - seen.now_s) if times else None
 
 
 def _due_s(seen: Observed) -> list[float | None]:
     """When it will be worth a look, in seconds since the epoch."""
     spec, row, job = seen.spec, seen.row, seen.job
+    again = seen.obstacle.at_s + RETRY_S if seen.obstacle else None
     if row is not None and row.state == "closed":
         leaves = row.closed_at + ENDING_S if row.closed_at and any(not j.ended for j in seen.jobs) else None
-        return [_after(row.closed_at, spec.ttl_seconds_after_finished), leaves]
-    due = [
-        _after(seen.started_s, spec.active_deadline_seconds) if not seen.is_overdue else None,
-        _after(seen.created_s, spec.start_deadline_seconds)
-        if seen.started_s is None and not seen.has_failed
-        else None,
-        seen.obstacle.at_s + RETRY_S if seen.obstacle else None,
-    ]
-    if job is not None and row is not None:
-        due.append(job.ended_s + RESTART_S if job.ended else None)
+        return [_after(row.closed_at, spec.ttl_seconds_after_finished), leaves, again]
+    due = [_after(seen.started_s, spec.active_deadline_seconds), seen.start_by_s, again]
+    if job is not None and job.ended:
+        due.append(job.ended_s + RESTART_S)
+    elif job is not None and row is not None:
         due.append(seen.now_s + DRAIN_LOOK_S if row.worker_limit < job.size else None)
         due.append(seen.now_s + TROUBLE_S if job.ready < job.size else None)
     return due
