@@ -64,7 +64,7 @@ def row(**changed: Any) -> BatchRow:
         total=10,
         started_at=NOW_S - 60,
         closed_at=None,
-        sources=["shop"],
+        adapters=["cafe24"],
         job_timeout_s=JOB_TIMEOUT_S,
         counts=tasks(ready=10),
         first_worker_at=NOW_S - 50,

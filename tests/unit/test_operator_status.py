@@ -343,7 +343,7 @@ def test_a_spec_that_cannot_be_run_is_told_in_words() -> None:
 
 
 def test_a_spec_that_was_mended_is_told_as_if_nothing_had_been() -> None:
-    before = spoilt(describe(seen(), around()), "no", 4, NOW_S)
+    before = spoilt(CrawlBatchStatus(), "no", 4, NOW_S)
 
     found = describe(seen(status=before), around())
 
@@ -351,6 +351,14 @@ def test_a_spec_that_was_mended_is_told_as_if_nothing_had_been() -> None:
     assert {one.type: one.status for one in found.conditions or ()} == {
         "Planned": "True", "Progressing": "True", "Degraded": "False", "Complete": "False", "Failed": "False",
     }  # fmt: skip
+
+
+def test_a_spec_that_is_spoilt_under_a_running_batch_only_degrades_it() -> None:
+    before = describe(seen(), around())
+    found = {one.type: one for one in spoilt(before, "no", 4, NOW_S).conditions or ()}
+
+    assert (found["Degraded"].status, found["Degraded"].reason) == ("True", "Invalid")
+    assert (found["Planned"].status, "Failed" in found) == ("True", False)
 
 
 # Events.
@@ -429,7 +437,7 @@ def breaches(schema: Schema, value: Any, path: str = "status") -> list[str]:
             if name not in known and others is None:
                 found.append(f"{path}.{name} is unknown")
             else:
-                found += breaches(known.get(name) or others, inner, f"{path}.{name}")
+                found += breaches(known.get(name) or others or {}, inner, f"{path}.{name}")
         found += [f"{path}.{name} is missing" for name in schema.get("required", ()) if name not in value]
     if isinstance(value, list):
         found += [
