@@ -351,7 +351,8 @@ def test_max_concurrent_is_no_new_revision() -> None:
 
 @pytest.mark.parametrize("field", ["workers", "activeDeadlineSeconds", "ttlSecondsAfterFinished"])
 def test_a_lever_is_no_new_revision(field: str) -> None:
-    assert build.digest(template(batch(**{field: 77}))  # type: ignore[arg-type]  # a field of the spec) == build.digest(template())
+    spec: Document = {field: 77}
+    assert build.digest(template(batch(**spec))) == build.digest(template())
 
 
 @pytest.mark.parametrize(
