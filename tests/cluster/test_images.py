@@ -21,7 +21,7 @@ from cluster.testbed.images import CHROME, CRAWLER, OPERATOR, Built, Images
 
 LIMIT_MB = {CRAWLER: 250, OPERATOR: 350, CHROME: 600}
 PYTHONS = ("usr/lib/python3.11", "opt/crawlfleet/lib")
-CRAWLS = {"selenium", "ijson", "websockets"}
+CRAWLS = {"selenium", "websockets"}
 OPERATES = {"kopf", "kubernetes"}
 UNCHECKED = 1
 """The flags of bytecode that Python takes without a look at the source (PEP 552)."""
@@ -155,7 +155,7 @@ def test_its_command_runs_as_nobody_special_on_a_read_only_file_system(image: Im
             CRAWLER,
             "crawlfleet.worker, crawlfleet.browser.pool, crawlfleet.sources.ably, crawlfleet.sources.cafe24",
         ),
-        (OPERATOR, "kopf, kubernetes.aio.client, crawlfleet_operator"),
+        (OPERATOR, "crawlfleet_operator.main, crawlfleet.sources.ably, crawlfleet.sources.cafe24"),
     ],
     indirect=["image"],
 )
