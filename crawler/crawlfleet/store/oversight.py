@@ -113,8 +113,12 @@ def set_levers(conn: Connection, uid: str, levers: Levers) -> None:
 
 
 def forget_batch(conn: Connection, uid: str, retain_s: int) -> None:
-    """Its CrawlBatch is gone: cancel it if it is open, and let housekeeping delete it so long after it closed."""
+    """Its CrawlBatch is gone: cancel it if it is open, and let housekeeping delete it so long after it closed.
+
+    Waits for a planner that is at it, and forgets what that one has planned.
+    """
     with transaction(conn):
+        conn.execute(sql("forget_unplanned"), {"uid": uid})
         conn.execute(sql("forget_batch"), {"uid": uid, "retain_s": retain_s})
 
 

@@ -51,7 +51,7 @@ update batch set stop = case when state = 'closed' then stop else 'cancel' end, 
 where uid = %(uid)s and namespace is not null and retain_s is null
 
 -- name: forget_unplanned
--- A plan that found nobody to crawl leaves nothing behind.
+-- A batch that never came to be planned leaves nothing behind.
 delete from batch where uid = %(uid)s and state = 'planning'
 
 -- name: orphaned_batches
