@@ -36,9 +36,9 @@ class Worklist(Generic[K]):
         loop = asyncio.get_running_loop()
         at = loop.time() + seconds
         timer = self._timers.get(key)
-        if timer is None or timer.cancelled() or timer.when() <= loop.time() or at < timer.when():
+        if timer is None or at < timer.when():
             self._cancel_timer(key)
-            self._timers[key] = loop.call_at(at, self.mark, key)
+            self._timers[key] = loop.call_at(at, self._ring, key)
 
     def forget(self, key: K) -> None:
         """It is gone. A look that is under way ends by itself."""
@@ -79,6 +79,10 @@ class Worklist(Generic[K]):
             self.mark_in(key, wait_s)
         else:
             self._backoff_s.pop(key, None)
+
+    def _ring(self, key: K) -> None:
+        del self._timers[key]
+        self.mark(key)
 
     def _cancel_timer(self, key: K) -> None:
         if timer := self._timers.pop(key, None):
