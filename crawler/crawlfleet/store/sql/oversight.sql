@@ -13,11 +13,14 @@ select b.batch_id, b.uid, b.namespace, b.name, b.state::text, b.round, b.stop::t
     workers.first_at, coalesce(workers.alive, 0), coalesce(workers.held, '{}')
 from batch b cross join fleet f
 left join lateral (
-    select extract(epoch from min(w.started_at) filter (where w.ended_at is null))::float8 as first_at,
-        count(*) filter (where w.ended_at is null and f.tick - w.renewed_tick <= 2)::int as alive,
-        jsonb_object_agg(w.ordinal, (select count(*) from permit p where p.worker_id = w.worker_id))
-            filter (where w.ended_at is null) as held
-    from worker w where w.batch_id = b.batch_id
+    select min(w.first_at) as first_at, sum(w.alive)::int as alive, jsonb_object_agg(w.ordinal, w.permits) as held
+    from (  -- a worker that was replaced may hold permits yet: two registrations with one WORKER_ID
+        select w.ordinal, extract(epoch from min(w.started_at))::float8 as first_at,
+            count(*) filter (where f.tick - w.renewed_tick <= 2) as alive,
+            sum((select count(*) from permit p where p.worker_id = w.worker_id))::int as permits
+        from worker w where w.batch_id = b.batch_id and w.ended_at is null
+        group by w.ordinal
+    ) w
 ) workers on b.state = 'running'
 where b.namespace is not null
     and (%(namespaces)s::text[] is null or b.namespace = any(%(namespaces)s))
