@@ -69,11 +69,13 @@ def egress(
     return EgressSpec(name, exit or f"exit-{next(_numbers)}", None, cap, gap_us, cool_first_s, cool_longest_s)
 
 
-def declare_source(conn: Connection, *egresses: EgressSpec, name: str = "shop") -> int:
+def declare_source(
+    conn: Connection, *egresses: EgressSpec, name: str = "shop", namespace: str | None = None
+) -> int:
     """The source's id. It has exactly these egresses; one with 4 permits if none is given."""
     with transaction(conn):
         lock_sources(conn, [name])
-        return put_source(conn, name, egresses or [egress()])
+        return put_source(conn, name, egresses or [egress()], namespace=namespace)
 
 
 def account(
@@ -103,11 +105,13 @@ def batch_plan(
     selector: Selector | None = None,
     settings: Settings = SETTINGS,
     retain_s: int | None = None,
+    namespace: str | None = None,
 ) -> BatchPlan:
     """A plan with a uid of its own."""
     uid = f"batch-{next(_numbers)}"
+    of_sources = dict.fromkeys(sources, settings)
     return BatchPlan(
-        uid, name or uid, workers, selector or Selector(), dict.fromkeys(sources, settings), retain_s
+        uid, name or uid, workers, selector or Selector(), of_sources, retain_s, namespace=namespace
     )
 
 
