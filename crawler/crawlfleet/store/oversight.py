@@ -144,5 +144,6 @@ def release_source(conn: Connection, name: str, namespace: str) -> bool:
     with transaction(conn):
         released = conn.execute(sql("release_source"), {"name": name, "namespace": namespace}).fetchone()
         if released is not None:
+            conn.execute(sql("lock_all_egresses"))
             conn.execute(sql("remove_egresses"), {"source": released[0]})
     return released is not None
