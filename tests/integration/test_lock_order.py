@@ -7,7 +7,7 @@ holds it up for a moment, so that two operations are in the midst of each other,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations_with_replacement
@@ -20,6 +20,7 @@ import pytest
 from builders import (
     account,
     add_accounts,
+    batch_plan,
     declare_source,
     egress,
     ended,
@@ -35,10 +36,12 @@ from crawlfleet.credentials import KeyRing, proxy_context
 from crawlfleet.errors import AuthFailed, Blocked, Throttled
 from crawlfleet.keys import rotate
 from crawlfleet.local.postgres import EmbeddedPostgres
+from crawlfleet.planner import NobodyToCrawl, Selector, plan_somebody
 from crawlfleet.politeness import BANNED_AFTER
 from crawlfleet.sources import Item
-from crawlfleet.store import accounts, batches, fleet, turn
+from crawlfleet.store import accounts, batches, fleet, oversight, turn
 from crawlfleet.store.connection import Connection, connect, transaction
+from crawlfleet.store.oversight import Levers
 from crawlfleet.store.queries import sql
 from crawlfleet.store.sources import EgressSpec, lock_sources, put_source
 from crawlfleet.store.turn import Finished, Identity, Lease, Row
@@ -49,6 +52,7 @@ LATEST_S = 0.03
 """One of the two begins up to that much later."""
 USERS = range(1, 9)
 SOURCES = ("mall", "shop")
+NAMESPACE = "crawl"
 KEPT = ("egress", "permit", "account", "track", "task", "item", "batch", "worker", "source", "fleet")
 
 _SLOW_ROWS = """
@@ -69,7 +73,8 @@ end $$;
 
 @dataclass
 class World:
-    """Two sources with two egresses each, eight users with an account at both, two batches over all of them.
+    """Two sources with two egresses each, eight users with an account at both, two batches over all of them; and a
+    source `spare` that no batch crawls.
 
     Users 1 to 4 are leased by `mine` of the first batch, whose permits are silent; 5 and 6 by `others` of the
     second. In the first batch 5 and 6 wait and are due, and 7 is dead; all else is ready. One egress of each
@@ -127,7 +132,9 @@ def _build(conn: Connection, file: Path) -> World:
     for source in reversed(SOURCES):  # their numbers are in another order than their names
         declare_source(conn, *specs[source], name=source)
         add_accounts(conn, USERS, source=source, keys=keys)
+    declare_source(conn, egress("one", exit="z"), egress("two", exit="a"), name="spare", namespace=NAMESPACE)
     first, second = (plan_batch(conn, sources=SOURCES, workers=2, retain_s=0) for _ in range(2))
+    conn.execute("update batch set namespace = %s", (NAMESPACE,))
     conn.execute(
         "update track k set egress_id = e.egress_id from egress e"
         " where e.source_id = k.source_id and (e.name = 'banned') = (k.user_id % 3 < 2);"
@@ -315,6 +322,38 @@ def remove_egresses(world: World, conn: Connection) -> None:
             put_source(conn, source, [])
 
 
+def claim_sources(world: World, conn: Connection) -> None:
+    """As a CrawlSource each."""
+    for source in SOURCES[::-1]:
+        with transaction(conn):
+            lock_sources(conn, [source])
+            put_source(conn, source, world.egresses[source], namespace=NAMESPACE)
+
+
+def release_source(world: World, conn: Connection) -> None:
+    oversight.release_source(conn, "spare", NAMESPACE)
+
+
+def set_levers(world: World, conn: Connection) -> None:
+    for uid in _uids(conn):
+        oversight.set_levers(conn, uid, Levers(1, 5, "cancel"))
+
+
+def forget_batches(world: World, conn: Connection) -> None:
+    for uid in _uids(conn):
+        oversight.forget_batch(conn, uid, 3600)
+
+
+def plan_nobody(world: World, conn: Connection) -> None:
+    wanted = batch_plan(sources=SOURCES[::-1], selector=Selector(ids=[77]), namespace=NAMESPACE)
+    with suppress(NobodyToCrawl):
+        plan_somebody(conn, wanted)
+
+
+def _uids(conn: Connection) -> list[str]:
+    return [uid for (uid,) in conn.execute("select uid from batch order by batch_id desc")]
+
+
 def rotate_keys(world: World, conn: Connection) -> None:
     rotate(conn, world.newer_keys)
 
@@ -342,6 +381,11 @@ OPERATIONS: tuple[Operation, ...] = (
     purge,
     put_sources,
     remove_egresses,
+    claim_sources,
+    release_source,
+    set_levers,
+    forget_batches,
+    plan_nobody,
     rotate_keys,
 )
 

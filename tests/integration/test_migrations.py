@@ -55,6 +55,34 @@ def test_a_database_of_a_newer_crawlfleet_is_refused(conn: Connection, database_
         check_schema(conn)
 
 
+def test_a_newer_database_is_good_enough_for_a_worker(conn: Connection) -> None:
+    """During an upgrade those of the older version go on, and new pods of it start."""
+    conn.execute("insert into schema_migration (version, name, checksum) values (9999, 'later', 'x')")
+
+    check_schema(conn, or_newer=True)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "words"),
+    [
+        ("delete from schema_migration where version = 2", r"migration 2 .* is not applied as shipped"),
+        (
+            "update schema_migration set checksum = 'x' where version = 2",
+            r"migration 2 .* is not applied as shipped",
+        ),
+        ("drop table schema_migration", "run `crawlfleet migrate`"),
+    ],
+    ids=["older", "another", "none"],
+)
+def test_an_older_database_is_not_good_enough_for_a_worker(conn: Connection, spoilt: str, words: str) -> None:
+    """Not even with later migrations on it."""
+    conn.execute("insert into schema_migration (version, name, checksum) values (9999, 'later', 'x')")
+    conn.execute(spoilt)
+
+    with pytest.raises(SchemaMismatch, match=words):
+        check_schema(conn, or_newer=True)
+
+
 def test_a_missing_schema_is_named_with_the_command_that_helps(empty: Connection) -> None:
     with pytest.raises(SchemaMismatch, match="run `crawlfleet migrate`"):
         check_schema(empty)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from threading import Event
 
 import pytest
 from builders import (
+    SETTINGS,
     add_accounts,
     batch_plan,
     commit,
@@ -21,10 +25,11 @@ from builders import (
     take,
     task_states,
     together,
+    until,
 )
 
 from crawlfleet.errors import AuthFailed, BadInput, Throttled
-from crawlfleet.planner import BatchPlan, NobodyToCrawl, Selector, plan_somebody
+from crawlfleet.planner import BatchPlan, NobodyToCrawl, Selector, plan, plan_somebody
 from crawlfleet.store import batches, oversight
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.fleet import end_worker, housekeep, recount, renew
@@ -68,7 +73,7 @@ def test_a_batch_as_it_was_planned(conn: Connection) -> None:
 
     assert (found.namespace, found.state, found.round, found.stop) == ("crawl", "running", 1, "none")
     assert (found.total, found.worker_limit, found.max_concurrent) == (4, 2, None)
-    assert (found.sources, found.job_timeout_s) == (["shop"], 60)
+    assert (found.adapters, found.job_timeout_s) == (["noop"], 60)
     assert (found.first_worker_at, found.alive, found.held, found.closed_at) == (None, 0, {}, None)
 
 
@@ -163,17 +168,14 @@ def test_an_operator_sees_the_batches_of_its_namespaces(conn: Connection) -> Non
     assert oversight.look(conn, ["one"], two) == {}
 
 
-def test_a_batch_of_several_sources_has_the_longest_crawl_of_them(conn: Connection) -> None:
-    declare_source(conn, name="first")
-    declare_source(conn, name="second")
-    batch = plan_batch(conn, sources=("second", "first"), namespace="crawl")
-    conn.execute(
-        "update batch_source set settings = settings || '{\"job_timeout_s\": 900}' where source_id = 1"
-    )
+def test_a_batch_of_several_sources_has_all_their_adapters_and_the_longest_crawl(conn: Connection) -> None:
+    settings = {"first": SETTINGS, "second": replace(SETTINGS, adapter="ably", job_timeout_s=900)}
+    for name in settings:
+        declare_source(conn, name=name)
+    wanted = replace(batch_plan(namespace="crawl"), sources=settings)
+    found = look_at(conn, plan(conn, wanted))
 
-    found = look_at(conn, batch)
-
-    assert (found.sources, found.job_timeout_s) == (["first", "second"], 900)
+    assert (sorted(found.adapters), found.job_timeout_s) == (["ably", "noop"], 900)
 
 
 def test_a_source_with_its_permits(conn: Connection) -> None:
@@ -371,13 +373,15 @@ def test_two_operators_plan_a_batch_once(conn: Connection, connections: Connecti
     assert scalar(conn, "select total from batch") == 50
 
 
-def test_two_operators_that_find_nobody_both_say_so(conn: Connection, connections: Connections) -> None:
-    """Or one finds that the other has given it up; nothing is left in either case."""
+def test_two_operators_that_find_nobody_leave_nothing_behind(
+    conn: Connection, connections: Connections
+) -> None:
+    """One may find that the other has given the batch up already."""
     declare_source(conn)
     wanted = nobody(namespace="crawl")
 
     def try_it(own: Connection) -> None:
-        with pytest.raises((NobodyToCrawl, BadInput)):
+        with suppress(NobodyToCrawl, BadInput):
             plan_somebody(own, wanted)
 
     together(*[partial(try_it, connections()) for _ in range(2)])
@@ -476,6 +480,27 @@ def test_a_closed_batch_keeps_nothing(conn: Connection) -> None:
     plan_batch(conn, sources=("other",))
 
     assert oversight.release_source(conn, "shop", "crawl")
+
+
+def test_a_release_locks_egresses_in_their_order(connections: Connections) -> None:
+    """Whoever declares another source locks all of them, by id: neither may wait for what the other holds."""
+    conn, own, watcher = connections(), connections(), connections()
+    declare_source(conn, egress("first", exit="z"), egress("second", exit="a"), namespace="crawl")
+    conn.execute("update egress set exit = 'y' where name = 'first'")  # now it stands behind the other one
+    is_locked = Event()
+
+    def lock_by_id() -> None:
+        with transaction(own):
+            own.execute("select from egress where name = 'first' for no key update")
+            is_locked.set()
+            until(lambda: scalar(watcher, "select count(*) from pg_locks where not granted") > 0)
+            own.execute("select from egress where name = 'second' for no key update")
+
+    def release() -> None:
+        assert is_locked.wait(30)
+        assert oversight.release_source(conn, "shop", "crawl")
+
+    together(lock_by_id, release)
 
 
 def test_claims_are_told_by_namespace(conn: Connection) -> None:

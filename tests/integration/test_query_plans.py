@@ -19,7 +19,7 @@ from builders import commit, ended, plan_batch, register_worker, shop_batch, tak
 from crawlfleet.crawl import encode
 from crawlfleet.errors import Retry
 from crawlfleet.sources import Item
-from crawlfleet.store import turn
+from crawlfleet.store import oversight, turn
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
 from crawlfleet.verdicts import OK, Outcome
@@ -164,6 +164,18 @@ def test_chores_of_another_batch_do_not_read_this_one(conn: Connection, full: in
 
         assert plans.of(statement), statement
         assert [offences(plan) for plan in plans.of(statement) if offences(plan)] == [], statement
+
+
+def test_an_operators_look_reads_no_tasks(conn: Connection, full: int) -> None:
+    """It comes every few seconds, for every batch: what it shows has been counted."""
+    conn.execute("update batch set namespace = 'crawl'")
+    plans = Plans(conn)
+    oversight.look(conn, None)
+    oversight.sources(conn)
+
+    for statement in ("overview", "source_states"):
+        [plan] = plans.of(statement)
+        assert "task" not in {node.get("Relation Name") for node in nodes(plan)}
 
 
 def test_items_are_compared_by_key_however_many_there_are(conn: Connection) -> None:

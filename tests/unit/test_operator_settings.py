@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import kopf
@@ -138,7 +137,6 @@ def test_what_the_settings_rely_on_is_so_without_them() -> None:
 
     assert found.watching.inactivity_timeout is not None
     assert found.queueing.worker_limit is None
-    assert found.posting.level >= logging.INFO
 
 
 def test_handlers_only_watch() -> None:
