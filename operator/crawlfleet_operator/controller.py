@@ -230,12 +230,13 @@ class Controller:
     async def _relist(self) -> None:
         """List everything, in each namespace; what is gone without our having heard of it is forgotten."""
         for kind, query in ((SOURCES, {}), (BATCHES, {}), ("jobs", {"labelSelector": MANAGED})):
+            before = dict(self._sight.of_kind(kind))
             documents = [
                 {"kind": _KINDS[kind], **document}
                 for namespace in self._settings.namespaces or (None,)
                 for document in await self._cluster.list(kind, namespace, **query)
             ]
-            for key, document in self._sight.replace(kind, documents):
+            for key, document in self._sight.replace(kind, documents, before):
                 await self._gone(key, document)
             self._mark_all(kind)
         self._relisted_s = time.monotonic()
@@ -243,15 +244,18 @@ class Controller:
 
     async def _forget_orphans(self) -> None:
         """Batches and sources of the database whose objects were deleted while nobody watched."""
-        uids = [document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)]
         try:
-            for uid in await self._database(oversight.orphaned_batches, self._namespaces(), uids):
-                await self._batches.forget(uid)
+            for uid in await self._database(oversight.orphaned_batches, self._namespaces(), self._uids()):
+                if uid not in self._uids():  # it may have come meanwhile
+                    await self._batches.forget(uid)
             for name, namespace in await self._database(oversight.claimed_sources, self._namespaces()):
                 if self._sight.get(key := Key(SOURCES, namespace, name)) is None:
                     await self._sources.forget(key)
         except CrawlfleetError as exc:
             log.warning("orphans not looked for", extra={"error": str(exc)})
+
+    def _uids(self) -> list[str]:
+        return [document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)]
 
     def _mark_all(self, kind: str) -> None:
         for key, document in self._sight.of_kind(kind):

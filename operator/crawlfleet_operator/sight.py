@@ -6,7 +6,7 @@ deletion while it is broken: `replace` with a fresh list, now and then, heals th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from crawlfleet_operator.build import BATCH_UID, DIGEST, REVISION, ROUND, Document
@@ -58,10 +58,15 @@ class Sight:
     def of_kind(self, kind: str) -> Iterator[tuple[Key, Document]]:
         return ((key, document) for key, document in list(self._objects.items()) if key.kind == kind)
 
-    def replace(self, kind: str, documents: Iterable[Document]) -> list[tuple[Key, Document]]:
-        """Make it what a list has just said. Returns what is no longer there."""
+    def replace(
+        self, kind: str, documents: Iterable[Document], before: Mapping[Key, Document]
+    ) -> list[tuple[Key, Document]]:
+        """Make it what a list has just said. Returns what is no longer there.
+
+        `before` is what was known when the list was asked for: what a watch told since then may be missing in it.
+        """
         fresh = {Key.of(kind, document): document for document in documents}
-        gone = [(key, document) for key, document in self.of_kind(kind) if key not in fresh]
+        gone = [(k, known) for k, known in self.of_kind(kind) if k not in fresh and before.get(k) is known]
         for key, _ in gone:
             self.drop(key)
         for document in fresh.values():

@@ -22,6 +22,11 @@ def sight(*documents: Document, kind: str = "crawlbatches") -> Sight:
     return found
 
 
+def replaced(found: Sight, *documents: Document, kind: str = "crawlbatches") -> list[tuple[Key, Document]]:
+    """By a list that was asked for just now. What is gone."""
+    return found.replace(kind, documents, dict(found.of_kind(kind)))
+
+
 def ended(type_: str, message: str = "", *, ago_s: float = 5) -> Document:
     """A condition of a Job."""
     return {"type": type_, "status": "True", "message": message, "lastTransitionTime": written(NOW_S - ago_s)}
@@ -65,7 +70,7 @@ def test_what_was_deleted_is_gone_and_may_come_again() -> None:
 def test_a_list_tells_what_is_gone() -> None:
     found = sight(document("a"), document("b"))
 
-    gone = found.replace("crawlbatches", [document("b"), document("c")])
+    gone = replaced(found, document("b"), document("c"))
 
     assert [key.name for key, _ in gone] == ["a"]
     assert sorted(key.name for key, _ in found.of_kind("crawlbatches")) == ["b", "c"]
@@ -74,15 +79,28 @@ def test_a_list_tells_what_is_gone() -> None:
 def test_a_list_of_one_kind_leaves_the_others() -> None:
     found = sight(document("a"))
 
-    assert found.replace("crawlsources", []) == []
+    assert replaced(found, kind="crawlsources") == []
     assert [key.name for key, _ in found.of_kind("crawlbatches")] == ["a"]
 
 
 def test_a_list_that_is_older_than_what_was_seen_changes_nothing() -> None:
     found = sight(document(version=10, spec={"workers": 2}))
-    found.replace("crawlbatches", [document(version=9, spec={"workers": 1})])
+    replaced(found, document(version=9, spec={"workers": 1}))
 
     assert found[KEY]["spec"] == {"workers": 2}
+
+
+@pytest.mark.parametrize(
+    "known", [(), (document(version=1, uid="the-one-before"),)], ids=["new", "made-again"]
+)
+def test_what_came_while_a_list_was_under_way_is_not_gone(known: tuple[Document, ...]) -> None:
+    """The list is older: to take it for deleted would cancel the batch."""
+    found = sight(*known)
+    before = dict(found.of_kind("crawlbatches"))
+    found.put("crawlbatches", document(version=2))
+
+    assert found.replace("crawlbatches", [], before) == []
+    assert found[KEY]["metadata"]["uid"] == UID
 
 
 def test_the_jobs_of_a_batch_are_those_with_its_uid() -> None:
