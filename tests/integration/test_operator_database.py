@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ def run(test: Callable[[Database], Coroutine[Any, Any, None]], url: str) -> None
         for thread in set(enumerate_threads()) - before:
             if thread.name.startswith(("database", "planner")):
                 thread.join(30)
+        gc.collect()  # now, and not in the test after this one
 
 
 def backend(conn: Connection) -> int:
