@@ -18,7 +18,7 @@ from crawlfleet.store.oversight import BatchRow, SourceRow
 from crawlfleet_operator import build, status, subjects
 from crawlfleet_operator.build import Document, Images
 from crawlfleet_operator.database import Database
-from crawlfleet_operator.effects import Effects, NotYet, Obstacle
+from crawlfleet_operator.effects import REFUSED, Effects, NotYet, Obstacle
 from crawlfleet_operator.plan import LookAtPods, Observed, PlanTasks, Step, Trouble, again_s, plan
 from crawlfleet_operator.sight import Key, Sight
 from crawlfleet_operator.statuswriter import StatusWriter
@@ -138,6 +138,8 @@ class Batches:
                 memory.obstacle = Trouble(exc.reason, str(exc), self._now())
                 log.warning("held up", extra={"batch": str(subject.key), "reason": exc.reason})
                 return False
+        if memory.obstacle is not None and memory.obstacle.reason == REFUSED:
+            memory.obstacle = None
         return changed
 
     async def _tell(self, subject: Subject, memory: Memory, seen: Observed) -> None:

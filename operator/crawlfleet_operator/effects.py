@@ -29,6 +29,8 @@ from crawlfleet_operator.plan import (
 from crawlfleet_operator.sight import Key, Sight
 from crawlfleet_operator.subjects import Memory, Subject
 
+REFUSED = "Refused"
+"""The reason while the API server does not take some other step than a Job: it is over when every step is taken."""
 LOOK_S = 10.0
 """Between two looks at the pods of one batch."""
 
@@ -76,7 +78,7 @@ class Effects:
         except planner.NobodyToCrawl as exc:
             raise Obstacle("EmptySelection", str(exc)) from exc
         except Refused as exc:
-            raise Obstacle("PodsRefused" if isinstance(step, CreateJob) else "Refused", str(exc)) from exc
+            raise Obstacle("PodsRefused" if isinstance(step, CreateJob) else REFUSED, str(exc)) from exc
 
     async def _take(
         self, subject: Subject, memory: Memory, template: Document, seen: Observed, step: Step
@@ -179,9 +181,9 @@ class Effects:
     async def _look_at_pods(self, subject: Subject, memory: Memory, job: str) -> None:
         if self._now() < memory.looked_s + LOOK_S:
             return
-        memory.looked_s = self._now()
         selector = build.selector(subject.uid)
         pods = await self._cluster.list("pods", subject.namespace, labelSelector=selector, limit="500")
+        memory.looked_s = self._now()
         memory.trouble = trouble.of_pods(pods)
         if not pods:
             about = f"involvedObject.kind=Job,involvedObject.name={job},type=Warning"
