@@ -1,0 +1,111 @@
+"""How long something stands in the way of a batch: until it is tried again and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from operators import NOW_S, UID, document, job_document, row, source_row, unscheduled
+
+from crawlfleet.statuses import CrawlBatchStatus
+from crawlfleet.store.oversight import BatchRow
+from crawlfleet_operator import build, subjects
+from crawlfleet_operator.batches import Batches
+from crawlfleet_operator.build import Document, Images
+from crawlfleet_operator.cluster import Refused
+from crawlfleet_operator.effects import Effects
+from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.times import written
+
+KEY = Key("crawlbatches", "crawl", "nightly")
+IMAGES = Images("registry/crawler:1", "registry/chrome:1", "IfNotPresent", "crawlfleet")
+
+
+class Stage:
+    """A batch that runs, and everything that the operator talks to; `refuses` are calls that the API server refuses."""
+
+    def __init__(self) -> None:
+        self.now_s = NOW_S
+        self.refuses: set[str] = set()
+        self.status = CrawlBatchStatus()
+        self.sight = Sight()
+        created = {"creationTimestamp": written(NOW_S - 70)}
+        made = document(kind="CrawlBatch", spec={"sources": ["shop"]})
+        made["metadata"] |= created
+        self.sight.put("crawlbatches", made)
+        spec = {"adapter": "noop", "maxConcurrent": 4}
+        self.sight.put("crawlsources", document("shop", kind="CrawlSource", spec=spec))
+        self.see_job(ready=1, version=1)
+        stage: Any = self  # as much of a cluster, a database and a writer as is called
+        parts: dict[str, Any] = {"sources": lambda: {"shop": source_row()}, "now": lambda: self.now_s}
+        effects = Effects(stage, stage, self.sight, IMAGES, refusal=lambda _: None, **parts)
+        self.batches = Batches(
+            stage, self.sight, stage, effects, IMAGES, mark_in=lambda key, seconds: None, **parts
+        )
+
+    def see_job(self, *, ready: int, version: int) -> None:
+        found = job_document(version=version, active=2, ready=ready, startTime=written(NOW_S - 60))
+        batch = subjects.read(KEY, self.sight[KEY], self.sight).batch
+        pods = build.pod_template(batch, UID, IMAGES, needs_chrome=False)
+        found["metadata"]["annotations"] = {build.DIGEST: build.digest(pods)}
+        self.sight.put("jobs", found)
+
+    def reconcile(self) -> dict[str, tuple[str, str | None]]:
+        """Status and reason of each condition."""
+        asyncio.run(self.batches.reconcile(KEY))
+        return {one.type: (one.status, one.reason) for one in self.status.conditions or ()}
+
+    async def __call__(self, do: Any, *args: Any) -> dict[str, BatchRow]:
+        return {UID: row(adapters=["noop"])}
+
+    async def list(self, plural: str, namespace: str, **query: str) -> list[Document]:
+        self._may(plural)
+        return [unscheduled("no room")]
+
+    async def apply(self, plural: str, made: Document) -> Document:
+        self._may(plural)
+        return made
+
+    def _may(self, plural: str) -> None:
+        if plural in self.refuses:
+            raise Refused(503, "ServiceUnavailable", "the API server is shutting down")
+
+    def before(self, key: Key, model: type[CrawlBatchStatus]) -> CrawlBatchStatus:
+        return self.status
+
+    async def write(self, key: Key, status: CrawlBatchStatus) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize("call", ["pods", "poddisruptionbudgets"])
+def test_what_the_api_server_refused_is_over_when_it_takes_it(call: str) -> None:
+    stage = Stage()
+    stage.refuses = {call}
+    assert stage.reconcile()["Degraded"] == ("True", "Refused")
+    stage.refuses = set()
+    stage.now_s += 60
+    stage.see_job(ready=2, version=2)
+
+    found = stage.reconcile()
+
+    assert (found["Degraded"], found["Progressing"]) == (("False", "AsWanted"), ("True", "Running"))
+
+
+@pytest.mark.parametrize("call", ["pods", "poddisruptionbudgets"])
+def test_what_is_refused_every_time_is_told_all_the_time(call: str) -> None:
+    """It does not come and go with each look, and an Event each."""
+    stage = Stage()
+    stage.refuses = {call}
+    for _ in range(5):
+        assert stage.reconcile()["Degraded"] == ("True", "Refused")
+        stage.now_s += 1
+
+
+def test_pods_that_do_not_start_are_told_in_the_schedulers_words() -> None:
+    stage = Stage()
+    stage.reconcile()
+
+    assert [one.message for one in stage.status.conditions or () if one.type == "Degraded"] == [
+        "1 pod: no room"
+    ]
