@@ -38,11 +38,18 @@ _FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
 class Stage:
     """In one namespace. `database_url` leads there from this machine."""
 
-    def __init__(self, kubectl: Kubectl, folder: Path, database_url: str) -> None:
+    def __init__(self, kubectl: Kubectl, folder: Path) -> None:
         self.kubectl = kubectl
-        self.database_url = database_url
+        self.database_url = ""
         self._folder = folder
         self._keys = folder / "keys"
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """A way from this machine to the database, by way of the API server."""
+        with forwarded(self.kubectl, "pod/postgres", 5432) as port:
+            self.database_url = f"postgresql://crawlfleet@127.0.0.1:{port}/crawlfleet"
+            yield
 
     def prepare(self, workers: int) -> None:
         """The sample batch is planned for so many workers, and the key ring is a Secret."""
@@ -131,8 +138,9 @@ def stage(kubectl: Kubectl, folder: Path) -> Iterator[Stage]:
     kubectl("apply", "--filename", str(MANIFESTS / "stage.yaml"))
     for pod in ("postgres", "shops"):
         kubectl.await_ready(pod)
-    with forwarded(kubectl, "pod/postgres", 5432) as port:
-        yield Stage(kubectl, folder, f"postgresql://crawlfleet@127.0.0.1:{port}/crawlfleet")
+    staged = Stage(kubectl, folder)
+    with staged.reached():
+        yield staged
 
 
 @contextmanager
