@@ -299,7 +299,7 @@ def start_on_node_1(fleet: Operated, **spec: object) -> None:
 
 @pytest.mark.timeout(1200)
 def test_all_of_it_in_one_run_and_a_lost_node_at_its_end(apart: Operated, testbed: Cluster) -> None:
-    apart.apply_sources(requestsPerSecond=3)
+    apart.apply_sources(requestsPerSecond=0.8)
     start_on_node_1(apart, maxConcurrent=2)
     apart.await_done(2)
     apart.kubectl("delete", "pod", "--selector=app.kubernetes.io/component=operator", "--wait=false")
