@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import yaml
 from cluster.stage import Items, Stage, stage
 from cluster.testbed.images import CHROME, CRAWLER, OPERATOR
@@ -16,7 +17,7 @@ from cluster.testbed.place import REPOSITORY
 from fleet import until
 
 from crawlfleet.crds import CATEGORY, definitions
-from crawlfleet.store.connection import connect
+from crawlfleet.store.connection import Connection, connect
 from crawlfleet.store.fleet import Clock, set_clock
 
 BATCH = "nightly"
@@ -43,6 +44,8 @@ class Operated:
     def __init__(self, staged: Stage) -> None:
         self.stage = staged
         self.kubectl = staged.kubectl
+        self._conn: Connection | None = None
+        self._reached_by = ""
 
     def install(self, **environment: str) -> None:
         """Until it is ready."""
@@ -110,15 +113,27 @@ class Operated:
         return number
 
     def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with connect(self.stage.database_url) as conn:
-            return conn.execute(query, values).fetchall()
+        try:
+            return self._database().execute(query, values).fetchall()
+        except psycopg.OperationalError:  # the database, or the way there, went away meanwhile
+            return self._database().execute(query, values).fetchall()
+
+    def _database(self) -> Connection:
+        """One connection for all questions: each one of its own would be a burden."""
+        if self._conn is None or self._conn.closed or self._reached_by != self.stage.database_url:
+            self._reached_by = self.stage.database_url
+            self._conn = connect(self._reached_by)
+        return self._conn
 
     def items(self, name: str = BATCH) -> Items:
         return self.stage.items(name)
 
+    def close(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+
     def set_clock(self, clock: Clock) -> None:
-        with connect(self.stage.database_url) as conn:
-            set_clock(conn, clock)
+        set_clock(self._database(), clock)
 
     def log(self) -> list[Document]:
         """What the operator said, an event each."""
@@ -136,6 +151,7 @@ def operated(kubectl: Kubectl, folder: Path, *, clock: Clock = BRISK, users: int
         fleet.install()
         fleet.apply_sources()
         yield fleet
+        fleet.close()
 
 
 def serve_kinds(kubectl: Kubectl) -> None:

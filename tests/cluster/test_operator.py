@@ -10,7 +10,7 @@ import pytest
 from cluster.operated import BATCH, Operated, operated
 from cluster.stage import truth
 from cluster.testbed.cluster import Cluster
-from cluster.testbed.kubectl import Kubectl
+from cluster.testbed.kubectl import Kubectl, KubectlFailed
 from fleet import until
 
 USERS = 40
@@ -208,7 +208,7 @@ def test_an_evicted_pod(fleet: Operated) -> None:
 
 
 def evict(fleet: Operated, pod: str) -> None:
-    """What a drain or an autoscaler does; the budget has to allow it."""
+    """What a drain or an autoscaler does, as soon as the budget allows it."""
     namespace = fleet.kubectl.namespace
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
     eviction = {
@@ -216,7 +216,16 @@ def evict(fleet: Operated, pod: str) -> None:
         "kind": "Eviction",
         "metadata": {"name": pod, "namespace": namespace},
     }
-    fleet.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+
+    def is_allowed() -> bool:
+        try:
+            fleet.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+        except KubectlFailed as exc:
+            assert "TooManyRequests" in str(exc)
+            return False
+        return True
+
+    until(is_allowed, "an eviction", 120)
 
 
 def test_a_drained_node(fleet: Operated) -> None:
