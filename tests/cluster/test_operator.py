@@ -221,7 +221,8 @@ def evict(fleet: Operated, pod: str) -> None:
         try:
             fleet.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
         except KubectlFailed as exc:
-            assert "TooManyRequests" in str(exc)
+            if "TooManyRequests" not in str(exc):
+                raise
             return False
         return True
 
