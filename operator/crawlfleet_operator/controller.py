@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from crawlfleet.errors import CrawlfleetError
+from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
 from crawlfleet.statuses import CrawlBatchStatus
 from crawlfleet.store import fleet, oversight
+from crawlfleet.store.migrations import SchemaMismatch
 from crawlfleet.store.oversight import BatchRow, SourceRow
 from crawlfleet_operator import metrics, status
 from crawlfleet_operator.batches import Batches
@@ -194,7 +195,7 @@ class Controller:
             rows = await self._database(oversight.look, self._namespaces())
             sources = await self._database(oversight.sources)
             await self._database(_housekeep)
-        except CrawlfleetError as exc:
+        except (DatabaseUnavailable, SchemaMismatch) as exc:
             self._note_down(Trouble(type(exc).__name__, str(exc)))
         else:
             self._note_rows(rows, sources)

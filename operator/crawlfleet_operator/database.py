@@ -13,7 +13,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import psycopg
 
-from crawlfleet.store.connection import Connection, Reconnecting, unavailable
+from crawlfleet.errors import CrawlfleetError
+from crawlfleet.store.connection import Connection, Reconnecting, first_line, unavailable
 from crawlfleet.store.migrations import check_schema
 
 P = ParamSpec("P")
@@ -22,8 +23,12 @@ T = TypeVar("T")
 THREADS, PLANNERS = 4, 2
 
 
+class TryAgain(CrawlfleetError):
+    """A deadlock, a time-out: the database answers, and the same may be asked of it again."""
+
+
 class Database:
-    """Raises DatabaseUnavailable if it does not answer, SchemaMismatch if its schema is not ours."""
+    """Raises DatabaseUnavailable if it does not answer, SchemaMismatch if its schema is not ours, TryAgain."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -58,10 +63,11 @@ class Database:
         )
 
     def _do(self, do: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        conn = self._connection()
         try:
-            return do(self._connection(), *args, **kwargs)
+            return do(conn, *args, **kwargs)
         except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-            raise unavailable(exc) from exc
+            raise unavailable(exc) if conn.closed else TryAgain(first_line(exc)) from exc
 
     def _connection(self) -> Connection:
         """This thread's; one that is new, or was lost, is first asked for its schema."""
@@ -70,6 +76,9 @@ class Database:
             self._mine.checked = None
         conn: Connection = self._mine.connect()
         if self._mine.checked is not conn:
-            check_schema(conn)
+            try:
+                check_schema(conn)
+            except psycopg.OperationalError as exc:
+                raise unavailable(exc) from exc
             self._mine.checked = conn
         return conn

@@ -190,7 +190,7 @@ def _draining(seen: Observed) -> Said:
 
 def _drains(limit: int, size: int, is_busy: bool) -> str:
     who = f"workers {limit} to {size - 1}" if size - limit > 1 else f"worker {limit}"
-    return f"{who} {'end what they crawl' if is_busy else 'have nothing left to crawl'} and take no more"
+    return f"taking no more: {who}, {'until the last crawl has ended' if is_busy else 'with no crawl left'}"
 
 
 def _suspended(seen: Observed) -> Said:

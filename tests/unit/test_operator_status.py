@@ -93,14 +93,14 @@ def lost() -> Observed:
         pytest.param("Progressing", "False", "Closed", "nothing is left", seen(row=closed_row()), around(), id="is-closed"),
         pytest.param("Progressing", "False", "Failed", "could not be run", planned(**LATE), around(), id="never-will"),
         pytest.param(
-            "Draining", "True", "Draining", "worker 1 ", seen(row=row(worker_limit=1, held={1: 1})), around(), id="drains-one"
+            "Draining", "True", "Draining", "no more: worker 1,", seen(row=row(worker_limit=1, held={1: 1})), around(), id="drains-one"
         ),
         pytest.param(
-            "Draining", "True", "Draining", "workers 1 to 3 end what they crawl",
+            "Draining", "True", "Draining", "taking no more: workers 1 to 3, until the last crawl has ended",
             seen(jobs=[job(size=4)], row=row(worker_limit=1, held={3: 1})), around(), id="drains-busy-ones",
         ),
         pytest.param(
-            "Draining", "True", "Draining", "workers 1 to 3 have nothing left to crawl",
+            "Draining", "True", "Draining", "taking no more: workers 1 to 3, with no crawl left",
             seen(jobs=[job(size=4)], row=row(worker_limit=1, held={0: 1})), around(), id="drains-idle-ones",
         ),
         pytest.param(
