@@ -185,7 +185,7 @@ class Effects:
         pods = await self._cluster.list("pods", subject.namespace, labelSelector=selector, limit="500")
         memory.looked_s = self._now()
         memory.trouble = trouble.of_pods(pods)
-        if not pods:
+        if memory.trouble is None and all(map(trouble.has_ended, pods)):
             about = f"involvedObject.kind=Job,involvedObject.name={job},type=Warning"
             events = await self._cluster.list("events", subject.namespace, fieldSelector=about)
             memory.trouble = trouble.of_events(events)

@@ -35,6 +35,11 @@ def of_events(events: Sequence[Document]) -> Trouble | None:
     return Trouble(newest["reason"], _short(newest.get("message", "")))
 
 
+def has_ended(pod: Document) -> bool:
+    """A Job keeps those that failed, also the ones that never started."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
 def _last_words(pods: Iterable[Document]) -> str:
     """What a worker said when it failed last; "" if none did."""
     ends = [end for pod in pods for end in _ends(pod, CRAWLER) if end["exitCode"] not in _NO_FAILURES]

@@ -23,6 +23,7 @@ import even_load
 import machine
 import makespan
 import memory
+import operator_scale
 import planning
 import psycopg
 import seed_figures
@@ -43,6 +44,7 @@ CASES: dict[str, Callable[[Rig], list[Figure]]] = {
     "memory": memory.measure,
     "browser": browser.measure,
     "cluster": testbed_speed.measure,
+    "operator": operator_scale.measure,
     "clean-clone": clean_clone.measure,
 }
 NOT_MEASURED = (CrawlfleetError, RuntimeError, CalledProcessError, psycopg.Error)

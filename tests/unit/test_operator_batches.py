@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from operators import NOW_S, UID, document, job_document, row, source_row, unscheduled
+from operators import NOW_S, UID, document, event, job_document, pod, row, source_row, unscheduled
 
 from crawlfleet.statuses import CrawlBatchStatus
 from crawlfleet.store.oversight import BatchRow
@@ -23,11 +23,15 @@ IMAGES = Images("registry/crawler:1", "registry/chrome:1", "IfNotPresent", "craw
 
 
 class Stage:
-    """A batch that runs, and everything that the operator talks to; `refuses` are calls that the API server refuses."""
+    """A batch that runs, and everything that the operator talks to.
+
+    `refuses` are calls that the API server refuses, `lists` is what it has of each kind.
+    """
 
     def __init__(self) -> None:
         self.now_s = NOW_S
         self.refuses: set[str] = set()
+        self.lists = {"pods": [unscheduled("no room")], "events": [event("FailedCreate", "exceeded quota")]}
         self.status = CrawlBatchStatus()
         self.sight = Sight()
         created = {"creationTimestamp": written(NOW_S - 70)}
@@ -61,7 +65,7 @@ class Stage:
 
     async def list(self, plural: str, namespace: str, **query: str) -> list[Document]:
         self._may(plural)
-        return [unscheduled("no room")]
+        return self.lists[plural]
 
     async def apply(self, plural: str, made: Document) -> Document:
         self._may(plural)
@@ -109,3 +113,12 @@ def test_pods_that_do_not_start_are_told_in_the_schedulers_words() -> None:
     assert [one.message for one in stage.status.conditions or () if one.type == "Degraded"] == [
         "1 pod: no room"
     ]
+
+
+@pytest.mark.parametrize("pods", [[], [pod(phase="Failed")]], ids=["none", "only-one-that-ended"])
+def test_a_job_that_may_have_no_pods_is_told_in_its_own_words(pods: list[Document]) -> None:
+    stage = Stage()
+    stage.lists["pods"] = pods
+    stage.see_job(ready=0, version=2)
+
+    assert stage.reconcile()["Progressing"] == ("False", "FailedCreate")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -151,8 +152,12 @@ def adapter_names() -> list[str]:
     return sorted(e.name for e in entry_points(group="crawlfleet.sources"))
 
 
+@cache
 def load_adapter(name: str) -> type[Adapter]:
-    """The adapter class of that entry point; BadInput with the installed names if there is none."""
+    """The adapter class of that entry point; BadInput with the installed names if there is none.
+
+    To look for it reads a file of every installed package: once a process.
+    """
     for entry in entry_points(group="crawlfleet.sources"):
         if entry.name == name:
             loaded: type[Adapter] = entry.load()

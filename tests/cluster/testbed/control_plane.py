@@ -14,11 +14,13 @@ from cluster.testbed.place import (
     API_ADDRESS,
     API_PORT,
     API_URL,
+    AUDIT_LOG,
     AUTHORITY,
     CERTIFICATES,
     CONTROLLERS_PORT,
     ETCD_PEER_PORT,
     ETCD_PORT,
+    MANIFESTS,
     POD_RANGE,
     PROXY_HEALTH_PORT,
     PROXY_METRICS_PORT,
@@ -129,6 +131,8 @@ def _api_server(programs: Path, authority: Authority, tokens: Path) -> Command:
         f"--service-account-issuer={API_URL}",
         f"--service-account-signing-key-file={tokens}",
         f"--service-account-key-file={tokens}",
+        f"--audit-policy-file={MANIFESTS / 'audit.yaml'}",
+        f"--audit-log-path={AUDIT_LOG}",
     ]
 
 
