@@ -1,7 +1,7 @@
 """What has to be done for a CrawlBatch, given what is seen of it. Pure: the same sight gives the same steps.
 
-`controller.py` sees, takes the steps and looks again; so a step that was lost is simply planned again. `status.py` tells
-people about the same sight.
+`batches.py` sees, takes the steps and looks again; so a step that was lost is simply planned again. `status.py` tells people
+about the same sight.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ TROUBLE_S = 3.0
 """Pods that are not ready after so long are looked at."""
 DRAIN_LOOK_S = 0.5
 """While workers drain: their last crawl ends at any moment."""
+SOONEST_S = 0.5
+"""No look comes sooner after the last one, unless an event asks for it."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,8 @@ class Trouble:
 class Observed:
     """All that is known of a batch at one moment.
 
-    `digest` is of the pods it wants now. `obstacle` is why it could not be planned or its Job not be created, `trouble` why
-    pods do not start. `alone_s`: since a worker was seen alive. `budget`: for how many pods the PodDisruptionBudget was last
-    written, None if that is not known.
+    `digest` is of the pods it wants now. `obstacle` is why a step could not be taken. `alone_s`: since a worker was seen alive.
+    `budget`: for how many pods the PodDisruptionBudget was last written, None if that is not known.
     """
 
     spec: CrawlBatchSpec
@@ -328,7 +329,7 @@ def _look(seen: Observed, job: JobView) -> list[Step]:
 def again_s(seen: Observed) -> float | None:
     """In how many seconds something is due that no event will tell of. What was due already had its turn."""
     times = [at_s for at_s in _due_s(seen) if at_s is not None and at_s > seen.now_s]
-    return max(0.5, min(times) - seen.now_s) if times else None
+    return max(SOONEST_S, min(times) - seen.now_s) if times else None
 
 
 def _due_s(seen: Observed) -> list[float | None]:
@@ -347,5 +348,5 @@ def _due_s(seen: Observed) -> list[float | None]:
     return due
 
 
-def _after(since_s: float | None, seconds: int | None) -> float | None:
-    return None if since_s is None or seconds is None else since_s + seconds
+def _after(since_s: float | None, delay_s: int | None) -> float | None:
+    return None if since_s is None or delay_s is None else since_s + delay_s

@@ -27,7 +27,7 @@ where b.namespace is not null
     and (%(uid)s::text is null or b.uid = %(uid)s)
 
 -- name: source_states
--- Every source with its permits. `open_s` is when the first egress that cools is open again, if all of them cool.
+-- Every source with its permits. `cool_until` is when the first egress that cools is open again, if all of them cool.
 select s.name, s.namespace, coalesce(e.total, 0), coalesce(e.held, 0), coalesce(e.cooling, 0), coalesce(e.blocked, 0),
     coalesce((select sum(p.tasks) from progress p join batch b using (batch_id)
         where p.source_id = s.source_id and b.state = 'running' and p.state = 'waiting' and p.verdict = 'throttled'), 0)::int,
