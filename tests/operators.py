@@ -52,7 +52,6 @@ def tasks(source: str = "shop", **numbers: int) -> Counts:
 def row(**changed: Any) -> BatchRow:
     """A batch that has run for a minute."""
     plain = BatchRow(
-        batch_id=1,
         uid=UID,
         namespace="crawl",
         name="nightly",
@@ -62,7 +61,6 @@ def row(**changed: Any) -> BatchRow:
         worker_limit=2,
         max_concurrent=10,
         total=10,
-        started_at=NOW_S - 60,
         closed_at=None,
         adapters=["cafe24"],
         job_timeout_s=JOB_TIMEOUT_S,

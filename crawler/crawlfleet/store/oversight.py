@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from crawlfleet.store.batches import Counts
@@ -16,10 +16,12 @@ Namespaces = Sequence[str] | None
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One batch. Times are seconds since the epoch. `adapters` are those of its sources as it was planned. `held`: WORKER_ID → permits of its registrations that have not ended;
-    `alive`: workers that renew; both only while it runs, as is `first_worker_at`."""
+    """One batch. Times are seconds since the epoch. `adapters` are those of its sources as it was planned.
 
-    batch_id: int
+    Only while it runs: `first_worker_at`, `alive` (workers that renew) and `held` (WORKER_ID → permits of its registrations
+    that have not ended).
+    """
+
     uid: str
     namespace: str
     name: str
@@ -29,7 +31,6 @@ class BatchRow:
     worker_limit: int
     max_concurrent: int | None
     total: int
-    started_at: float | None
     closed_at: float | None
     adapters: Sequence[str]
     job_timeout_s: float
@@ -80,16 +81,21 @@ def look(conn: Connection, namespaces: Namespaces, uid: str | None = None) -> di
     """The batches of these namespaces by uid, or that one alone."""
     with transaction(conn):
         found = conn.execute(sql("overview"), {"namespaces": namespaces, "uid": uid}).fetchall()
-    return {row[1]: _row(*row) for row in found}
+    rows = [BatchRow(*columns) for columns in found]
+    return {row.uid: replace(row, counts=_counts(row.counts), held=_by_worker(row.held)) for row in rows}
 
 
-def _row(*columns: Any) -> BatchRow:
-    """`counts` and `held` come as JSON."""
-    *plain, tasks, first_worker_at, alive, held = columns
+def _counts(tasks: Any) -> Counts:
+    """From JSON: a list of [source, state, verdict, number]."""
     counts: Counts = {}
     for source, state, verdict, number in tasks:
         counts.setdefault(source, {})[state, verdict] = number
-    return BatchRow(*plain, counts, first_worker_at, alive, {int(o): permits for o, permits in held.items()})  # type: ignore[call-arg]  # all columns but these
+    return counts
+
+
+def _by_worker(held: Mapping[Any, int]) -> dict[int, int]:
+    """From JSON, whose keys are text."""
+    return {int(ordinal): permits for ordinal, permits in held.items()}
 
 
 def sources(conn: Connection) -> dict[str, SourceRow]:
@@ -101,15 +107,7 @@ def sources(conn: Connection) -> dict[str, SourceRow]:
 def set_levers(conn: Connection, uid: str, levers: Levers) -> None:
     """Workers see it with their next turn. A closed batch has none."""
     with transaction(conn):
-        conn.execute(
-            sql("set_levers"),
-            {
-                "uid": uid,
-                "worker_limit": levers.worker_limit,
-                "max_concurrent": levers.max_concurrent,
-                "stop": levers.stop,
-            },
-        )
+        conn.execute(sql("set_levers"), {"uid": uid, **asdict(levers)})
 
 
 def forget_batch(conn: Connection, uid: str, retain_s: int) -> None:

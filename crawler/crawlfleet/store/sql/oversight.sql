@@ -2,8 +2,8 @@
 
 -- name: overview
 -- The batches of these namespaces (null: of all), or one of them. What is held and who is alive only matters while it runs.
-select b.batch_id, b.uid, b.namespace, b.name, b.state::text, b.round, b.stop::text, b.worker_limit, b.max_concurrent, b.total,
-    extract(epoch from b.started_at)::float8, extract(epoch from b.closed_at)::float8,
+select b.uid, b.namespace, b.name, b.state::text, b.round, b.stop::text, b.worker_limit, b.max_concurrent, b.total,
+    extract(epoch from b.closed_at)::float8,
     coalesce((select jsonb_agg(distinct k.settings ->> 'adapter') from batch_source k where k.batch_id = b.batch_id), '[]') as adapters,
     coalesce((select max((k.settings ->> 'job_timeout_s')::float8) from batch_source k where k.batch_id = b.batch_id), 0) as job_timeout_s,
     coalesce((
