@@ -14,12 +14,11 @@ from typing import Any
 
 import yaml
 
-from crawlfleet.manifests import API_VERSION, CrawlBatch, CrawlSource, Model
+from crawlfleet.manifests import GROUP, VERSION, CrawlBatch, CrawlSource, Model
 from crawlfleet.statuses import CrawlBatchStatus, CrawlSourceStatus
 
 Schema = dict[str, Any]
 
-GROUP, VERSION = API_VERSION.split("/")
 CATEGORY = "crawlfleet"
 OPEN_OBJECT: Schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 OWN_FIELDS: Schema = {

@@ -39,7 +39,8 @@ from pydantic_core.core_schema import ValidationInfo
 
 from crawlfleet.errors import BadInput
 
-API_VERSION = "crawlfleet.dev/v1alpha1"
+GROUP, VERSION = "crawlfleet.dev", "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
 MALL_ID = "{mall_id}"
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 INT32 = 2**31 - 1

@@ -12,16 +12,17 @@ from hashlib import sha256
 from typing import Any
 
 from crawlfleet.errors import DRAINED, STOPPED_ITSELF, BadConfiguration, BadInput
-from crawlfleet.manifests import API_VERSION, CrawlBatch
+from crawlfleet.manifests import API_VERSION, GROUP, CrawlBatch
 
 Document = dict[str, Any]
 
-GROUP = "crawlfleet.dev"
+MANAGER = "crawlfleet-operator"
+"""The operator: on what it makes, of the fields that it applies, and in its Events."""
 BATCH_UID = f"{GROUP}/batch-uid"
 BATCH, ROUND, REVISION = f"{GROUP}/batch", f"{GROUP}/round", f"{GROUP}/revision"
 DIGEST = f"{GROUP}/template-digest"
-OURS = {"app.kubernetes.io/name": "crawlfleet", "app.kubernetes.io/managed-by": "crawlfleet-operator"}
-MANAGED = "app.kubernetes.io/managed-by=crawlfleet-operator"
+OURS = {"app.kubernetes.io/name": "crawlfleet", "app.kubernetes.io/managed-by": MANAGER}
+MANAGED = f"app.kubernetes.io/managed-by={MANAGER}"
 CRAWLER, CHROME = "crawler", "chrome"
 SECRETS = "/etc/crawlfleet"
 GRACE_S = 140

@@ -15,12 +15,11 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from crawlfleet.errors import CrawlfleetError
 from crawlfleet.manifests import API_VERSION
-from crawlfleet_operator.build import Document
+from crawlfleet_operator.build import MANAGER, Document
+from crawlfleet_operator.sight import BATCHES, JOBS, SOURCES
 
-MANAGER = "crawlfleet-operator"
 TIMEOUT_S = 20
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
-BATCHES, SOURCES = "crawlbatches", "crawlsources"
 
 
 class Refused(CrawlfleetError):
@@ -130,7 +129,7 @@ _FORCED = {"fieldManager": MANAGER, "force": "true"}
 _GROUPS = {
     BATCHES: f"/apis/{API_VERSION}",
     SOURCES: f"/apis/{API_VERSION}",
-    "jobs": "/apis/batch/v1",
+    JOBS: "/apis/batch/v1",
     "poddisruptionbudgets": "/apis/policy/v1",
     "pods": "/api/v1",
     "secrets": "/api/v1",

@@ -19,12 +19,12 @@ from crawlfleet.store.oversight import BatchRow, SourceRow
 from crawlfleet_operator import metrics, status
 from crawlfleet_operator.batches import Batches
 from crawlfleet_operator.build import BATCH, MANAGED, Document, Images
-from crawlfleet_operator.cluster import BATCHES, SOURCES, Cluster
+from crawlfleet_operator.cluster import Cluster
 from crawlfleet_operator.database import Database
 from crawlfleet_operator.effects import Effects
 from crawlfleet_operator.plan import Trouble
 from crawlfleet_operator.settings import OperatorSettings
-from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.sight import BATCHES, JOBS, KINDS, SOURCES, Key, Sight
 from crawlfleet_operator.sources import Sources
 from crawlfleet_operator.statuswriter import StatusWriter
 from crawlfleet_operator.worklist import Worklist
@@ -125,13 +125,13 @@ class Controller:
             return
         if kind == BATCHES and (known is None or _generation(known) != _generation(document)):
             self._batches.changed(key)
-        if kind == "jobs":
+        if kind == JOBS:
             self._work.mark(_batch_of(document))
         elif known is None or _generation(known) != _generation(document) or _is_ending(document):
             self._work.mark(key)
 
     async def _gone(self, key: Key, document: Document) -> None:
-        if key.kind == "jobs":
+        if key.kind == JOBS:
             self._work.mark(_batch_of(document))
             return
         self._work.forget(key)
@@ -230,10 +230,10 @@ class Controller:
 
     async def _relist(self) -> None:
         """List everything, in each namespace; what is gone without our having heard of it is forgotten."""
-        for kind, query in ((SOURCES, {}), (BATCHES, {}), ("jobs", {"labelSelector": MANAGED})):
+        for kind, query in ((SOURCES, {}), (BATCHES, {}), (JOBS, {"labelSelector": MANAGED})):
             before = dict(self._sight.of_kind(kind))
             documents = [
-                {"kind": _KINDS[kind], **document}
+                {"kind": KINDS[kind], **document}
                 for namespace in self._settings.namespaces or (None,)
                 for document in await self._cluster.list(kind, namespace, **query)
             ]
@@ -260,7 +260,7 @@ class Controller:
 
     def _mark_all(self, kind: str) -> None:
         for key, document in self._sight.of_kind(kind):
-            self._work.mark(_batch_of(document) if kind == "jobs" else key)
+            self._work.mark(_batch_of(document) if kind == JOBS else key)
 
     def _namespaces(self) -> list[str] | None:
         return list(self._settings.namespaces) or None
@@ -268,9 +268,6 @@ class Controller:
     def _phases(self) -> list[str]:
         found = self._sight.of_kind(BATCHES)
         return [document.get("status", {}).get("phase", "Pending") for _, document in found]
-
-
-_KINDS = {SOURCES: "CrawlSource", BATCHES: "CrawlBatch", "jobs": "Job"}
 
 
 def _housekeep(conn: Any) -> None:

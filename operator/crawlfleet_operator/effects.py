@@ -12,7 +12,7 @@ from crawlfleet.store import oversight
 from crawlfleet.store.oversight import SourceRow
 from crawlfleet_operator import build, trouble
 from crawlfleet_operator.build import Document, Images
-from crawlfleet_operator.cluster import BATCHES, SOURCES, Cluster, Refused, in_namespace
+from crawlfleet_operator.cluster import Cluster, Refused, in_namespace
 from crawlfleet_operator.database import Database
 from crawlfleet_operator.plan import (
     CreateJob,
@@ -26,7 +26,7 @@ from crawlfleet_operator.plan import (
     SetLevers,
     Step,
 )
-from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.sight import BATCHES, JOBS, SOURCES, Key, Sight
 from crawlfleet_operator.subjects import Memory, Subject
 
 REFUSED = "Refused"
@@ -95,8 +95,8 @@ class Effects:
             case ResizeJob(name, size):
                 await self._resize(subject, name, size)
             case DeleteJob(name):
-                await self._cluster.delete("jobs", subject.namespace, name)
-                self._sight.drop(Key("jobs", subject.namespace, name))
+                await self._cluster.delete(JOBS, subject.namespace, name)
+                self._sight.drop(Key(JOBS, subject.namespace, name))
             case SetBudget(size):
                 await self._set_budget(subject, size)
                 memory.budget = size
@@ -138,8 +138,8 @@ class Effects:
         await self._cluster.try_out("pods", subject.namespace, build.pod(batch, template))
         name = build.job_name(subject.key.name, round_, revision)
         job = build.job(batch, subject.uid, template, name=name, round_=round_, revision=revision, size=size)
-        made = await self._cluster.apply("jobs", in_namespace(subject.namespace, job))
-        self._sight.put("jobs", made)
+        made = await self._cluster.apply(JOBS, in_namespace(subject.namespace, job))
+        self._sight.put(JOBS, made)
 
     async def _require_secret(self, namespace: str) -> None:
         """A pod without it would wait for ever."""
@@ -163,13 +163,13 @@ class Effects:
         if size:
             change = {"suspend": False, "completions": size, "parallelism": size}
         try:
-            resized = await self._cluster.patch("jobs", subject.namespace, name, {"spec": change})
+            resized = await self._cluster.patch(JOBS, subject.namespace, name, {"spec": change})
         except Refused as exc:
             if not exc.is_gone:
                 raise
-            self._sight.drop(Key("jobs", subject.namespace, name))
+            self._sight.drop(Key(JOBS, subject.namespace, name))
         else:
-            self._sight.put("jobs", resized)
+            self._sight.put(JOBS, resized)
 
     async def _set_budget(self, subject: Subject, size: int) -> None:
         if size == 0:

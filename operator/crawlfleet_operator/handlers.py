@@ -6,14 +6,13 @@ from typing import Any
 
 import kopf
 
-from crawlfleet.manifests import API_VERSION
+from crawlfleet.manifests import GROUP, VERSION
 from crawlfleet_operator.build import MANAGED, Document
-from crawlfleet_operator.cluster import BATCHES, SOURCES
 from crawlfleet_operator.controller import Controller
+from crawlfleet_operator.sight import BATCHES, JOBS, SOURCES
 
-GROUP, VERSION = API_VERSION.split("/")
 REQUEST_S = 30.0
-PREFIX = "operator.crawlfleet.dev"
+PREFIX = f"operator.{GROUP}"
 
 
 def registry() -> kopf.OperatorRegistry:
@@ -24,7 +23,7 @@ def registry() -> kopf.OperatorRegistry:
     kopf.on.cleanup(registry=made)(end)
     kopf.on.event(GROUP, VERSION, BATCHES, registry=made)(batch_event)
     kopf.on.event(GROUP, VERSION, SOURCES, registry=made)(source_event)
-    kopf.on.event("batch", "v1", "jobs", registry=made)(job_event)
+    kopf.on.event("batch", "v1", JOBS, registry=made)(job_event)
     return made
 
 
@@ -38,7 +37,7 @@ def settings() -> kopf.OperatorSettings:
     made.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=PREFIX)
     made.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=PREFIX)
     made.networking.request_timeout = REQUEST_S
-    made.watching.label_selectors["batch", "jobs"] = MANAGED
+    made.watching.label_selectors["batch", JOBS] = MANAGED
     return made
 
 
@@ -63,7 +62,7 @@ async def source_event(event: kopf.RawEvent, memo: Controller, **_: Any) -> None
 
 
 async def job_event(event: kopf.RawEvent, memo: Controller, **_: Any) -> None:
-    await memo.saw("jobs", event["type"], _document(event))
+    await memo.saw(JOBS, event["type"], _document(event))
 
 
 def _document(event: kopf.RawEvent) -> Document:

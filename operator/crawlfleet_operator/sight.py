@@ -13,6 +13,10 @@ from crawlfleet_operator.build import BATCH_UID, DIGEST, REVISION, ROUND, Docume
 from crawlfleet_operator.plan import JobView
 from crawlfleet_operator.times import seconds
 
+BATCHES, SOURCES, JOBS = "crawlbatches", "crawlsources", "jobs"
+KINDS = {BATCHES: "CrawlBatch", SOURCES: "CrawlSource", JOBS: "Job"}
+"""What is watched: the plural names, as a Key has them, and the kinds of the documents."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -75,7 +79,7 @@ class Sight:
 
     def jobs(self, uid: str) -> list[JobView]:
         """The Jobs of a batch."""
-        mine = (document for key, document in self.of_kind("jobs") if _batch_uid(document) == uid)
+        mine = (document for key, document in self.of_kind(JOBS) if _batch_uid(document) == uid)
         return [job_view(job) for job in mine if not job["metadata"].get("deletionTimestamp")]
 
 

@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from crawlfleet.manifests import API_VERSION
 from crawlfleet.statuses import Condition, CrawlBatchStatus, CrawlSourceStatus
-from crawlfleet_operator.cluster import MANAGER, Cluster, Refused, status_of
-from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.build import MANAGER
+from crawlfleet_operator.cluster import Cluster, Refused, status_of
+from crawlfleet_operator.sight import KINDS, Key, Sight
 from crawlfleet_operator.status import changes
 from crawlfleet_operator.times import written
 
@@ -23,7 +25,6 @@ S = TypeVar("S", CrawlBatchStatus, CrawlSourceStatus)
 COUNTS_S = 5.0
 """Between two writes that only bring counts up to date."""
 COUNTS = ("done", "failed", "cancelled", "sources", "eta", "permits", "throttled", "blocked")
-KINDS = {"crawlbatches": "CrawlBatch", "crawlsources": "CrawlSource"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class StatusWriter:
             "kind": "Event",
             "metadata": {"generateName": f"{key.name}.", "namespace": key.namespace},
             "involvedObject": {
-                "apiVersion": "crawlfleet.dev/v1alpha1",
+                "apiVersion": API_VERSION,
                 "kind": KINDS[key.kind],
                 "namespace": key.namespace,
                 "name": key.name,

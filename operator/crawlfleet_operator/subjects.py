@@ -10,9 +10,8 @@ from crawlfleet.errors import BadInput
 from crawlfleet.local.watch import Rate
 from crawlfleet.manifests import API_VERSION, CrawlBatch, CrawlSource
 from crawlfleet_operator.build import Document
-from crawlfleet_operator.cluster import SOURCES
 from crawlfleet_operator.plan import Trouble
-from crawlfleet_operator.sight import Key, Sight
+from crawlfleet_operator.sight import SOURCES, Key, Sight
 from crawlfleet_operator.times import seconds
 
 
