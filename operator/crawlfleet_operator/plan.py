@@ -15,7 +15,7 @@ from crawlfleet.store.oversight import BatchRow, Levers
 from crawlfleet_operator.times import seconds
 
 RETRY_S = 10.0
-"""After an obstacle: whoever removes it waits no longer than this."""
+"""After an obstacle, or the refusal of a source: whoever removes its cause waits no longer than this."""
 RESTART_S = 60.0
 """Between a Job that failed and the next one."""
 ALONE_S = 60.0

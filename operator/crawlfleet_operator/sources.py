@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from crawlfleet import documents
 from crawlfleet.apply import adapters, declare
 from crawlfleet.credentials import KeyRing
 from crawlfleet.errors import BadInput
@@ -20,19 +19,18 @@ from crawlfleet.store.sources import TakenExit, TakenName
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.cluster import Cluster, Refused
 from crawlfleet_operator.database import Database
+from crawlfleet_operator.plan import RETRY_S
 from crawlfleet_operator.settings import OperatorSettings
 from crawlfleet_operator.sight import Key, Sight
 from crawlfleet_operator.status import Said, dated
 from crawlfleet_operator.statuswriter import StatusWriter
-from crawlfleet_operator.subjects import plain
+from crawlfleet_operator.subjects import parsed
 from crawlfleet_operator.times import written
 
 log = logging.getLogger(__name__)
 
 SECRETS_S = 60.0
 """How often the Secrets of a source's proxies are read again."""
-RETRY_S = 10.0
-"""After a refusal: whoever removes its cause waits no longer than this."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Sources:
 
     async def _bring(self, key: Key, document: Document) -> _Outcome:
         try:
-            source = _read(document)
+            source = parsed(document, CrawlSource)
             secrets = await self._secrets(key.namespace, source)
             manifests = Manifests(sources={key.name: source}, secrets=secrets)
             fingerprint = _fingerprint(source, secrets)
@@ -173,13 +171,6 @@ class _SecretMissing(BadInput):
 
 def _declare(conn: Connection, settings: OperatorSettings, manifests: Manifests, namespace: str) -> None:
     declare(conn, KeyRing.load(settings.keys_file), manifests, namespace=namespace)
-
-
-def _read(document: Document) -> CrawlSource:
-    source = documents.parse(plain(document))
-    if not isinstance(source, CrawlSource):
-        raise BadInput("; ".join(source) if isinstance(source, list) else "not a CrawlSource")
-    return source
 
 
 def _reason(exc: BadInput) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from crawlfleet import documents
 from crawlfleet.errors import BadInput
@@ -13,6 +14,8 @@ from crawlfleet_operator.build import Document
 from crawlfleet_operator.plan import Trouble
 from crawlfleet_operator.sight import SOURCES, Key, Sight
 from crawlfleet_operator.times import seconds
+
+M = TypeVar("M", CrawlBatch, CrawlSource)
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,8 @@ class Memory:
 
 
 def read(key: Key, document: Document, sight: Sight) -> Subject:
-    """Raises BadInput for a spec that the schema let through and that cannot be read."""
-    batch = documents.parse(plain(document))
-    if not isinstance(batch, CrawlBatch):
-        raise BadInput("; ".join(batch) if isinstance(batch, list) else "not a CrawlBatch")
+    """Raises BadInput, as `parsed`."""
+    batch = parsed(document, CrawlBatch)
     metadata, names = document["metadata"], batch.spec.sources
     found = {name: source for name in names if (source := _source(sight, key.namespace, name)) is not None}
     return Subject(
@@ -62,8 +63,16 @@ def read(key: Key, document: Document, sight: Sight) -> Subject:
     )
 
 
-def plain(document: Document) -> Document:
-    """A CrawlBatch or CrawlSource as a person would write it, for the models."""
+def parsed(document: Document, model: type[M]) -> M:
+    """As the model. Raises BadInput for a spec that the schema let through and that cannot be read."""
+    found = documents.parse(_written(document))
+    if not isinstance(found, model):
+        raise BadInput("; ".join(found) if isinstance(found, list) else f"not a {model.__name__}")
+    return found
+
+
+def _written(document: Document) -> Document:
+    """As a person would write it: without what Kubernetes adds."""
     metadata = document["metadata"]
     return {
         "apiVersion": API_VERSION,
@@ -75,5 +84,7 @@ def plain(document: Document) -> Document:
 
 def _source(sight: Sight, namespace: str, name: str) -> CrawlSource | None:
     document = sight.get(Key(SOURCES, namespace, name))
-    source = documents.parse(plain(document)) if document else None
-    return source if isinstance(source, CrawlSource) else None
+    try:
+        return parsed(document, CrawlSource) if document else None
+    except BadInput:  # its own status tells
+        return None
