@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from prometheus_client import REGISTRY
+
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
 from crawlfleet.statuses import CrawlBatchStatus
 from crawlfleet.store import fleet, oversight
@@ -61,6 +63,17 @@ class Controller:
         self._sight = Sight()
         self._work: Worklist[Key] = Worklist(self._reconcile)
         self._writer = StatusWriter(cluster, self._sight, self._work.mark_in, now)
+        self._sources = Sources(
+            cluster,
+            database,
+            self._sight,
+            self._writer,
+            settings,
+            rows=lambda: self._source_rows,
+            declared=self._source_declared,
+            mark_in=self._work.mark_in,
+            now=now,
+        )
         images = Images(settings.crawler_image, settings.chrome_image, settings.pull_policy, settings.secret)
         effects = Effects(
             cluster,
@@ -68,7 +81,7 @@ class Controller:
             self._sight,
             images,
             sources=lambda: self._source_rows,
-            refusal=lambda key: self._sources.refusal(key),
+            refusal=self._sources.refusal,
             now=now,
         )
         self._batches = Batches(
@@ -81,19 +94,8 @@ class Controller:
             mark_in=self._work.mark_in,
             now=now,
         )
-        self._sources = Sources(
-            cluster,
-            database,
-            self._sight,
-            self._writer,
-            settings,
-            rows=lambda: self._source_rows,
-            declared=self._source_declared,
-            mark_in=self._work.mark_in,
-            now=now,
-        )
         self._resyncing: asyncio.Task[None] | None = None
-        metrics.collect(self._phases, lambda: list(self._rows.values()))
+        REGISTRY.register(metrics.FleetCollector(self._phases, lambda: list(self._rows.values())))
 
     async def start(self) -> None:
         """See everything once, then go on for ever."""
@@ -184,9 +186,7 @@ class Controller:
         while True:
             try:
                 await self._resync()
-            except (
-                Exception
-            ) as exc:  # whatever it is: the next one may do better, and /healthz tells if none does
+            except Exception as exc:  # the next one may do better; /healthz tells if none does
                 log.warning("resync failed", extra={"error": str(exc)}, exc_info=True)
             await asyncio.sleep(RESYNC_S)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.registry import REGISTRY, Collector
+from prometheus_client.registry import Collector
 
 from crawlfleet.store.oversight import BatchRow
 
@@ -49,8 +49,3 @@ def _by_state(row: BatchRow) -> Counter[tuple[str, str]]:
         for (state, _), number in counts.items():
             found[source, state] += number
     return found
-
-
-def collect(phases: Callable[[], Iterable[str]], rows: Callable[[], Iterable[BatchRow]]) -> None:
-    """Serve them with the rest."""
-    REGISTRY.register(FleetCollector(phases, rows))
