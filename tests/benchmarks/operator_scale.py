@@ -26,16 +26,16 @@ from rig import SOURCE, Bed, Rig, await_that
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # `cluster` is for tests, too
 from cluster import audit
 from cluster.operated import serve_kinds
-from cluster.outside import ACCOUNT, Outside, outside
+from cluster.outside import ACCOUNT, Outside, outside, resource
 from cluster.testbed import cluster, machine
 from cluster.testbed.cluster import FAKE, Cluster
 from cluster.testbed.kubectl import Document, Kubectl, fresh_namespace
 
 from crawlfleet.child import spawn
+from crawlfleet.manifests import API_VERSION
 from crawlfleet_operator.controller import RELIST_S
 
 ENDED, RUNNING, WORKERS, NODES = 270, 30, 20, 9
-API = "crawlfleet.dev/v1alpha1"
 PODS_S, SETTLED_S = 600, 60
 QUIET_S = RELIST_S
 """So that everything is listed afresh once meanwhile."""
@@ -144,20 +144,14 @@ class _Many:
 
 
 def _source() -> Document:
-    spec = {"adapter": "noop", "maxConcurrent": 1}
-    return {"apiVersion": API, "kind": "CrawlSource", "metadata": {"name": SOURCE}, "spec": spec}
+    return resource("CrawlSource", SOURCE, adapter="noop", maxConcurrent=1)
 
 
 def _batch(name: str, annotations: Mapping[str, str] = MappingProxyType({}), **spec: object) -> Document:
     """Its pods are for fake nodes."""
     pod = {"nodeSelector": {FAKE: "true"}, "tolerations": [{"key": FAKE, "operator": "Exists"}]}
     template = {"metadata": {"annotations": dict(annotations)}, "spec": pod}
-    return {
-        "apiVersion": API,
-        "kind": "CrawlBatch",
-        "metadata": {"name": name},
-        "spec": {"sources": [SOURCE], "template": template, **spec},
-    }
+    return resource("CrawlBatch", name, sources=[SOURCE], template=template, **spec)
 
 
 # Reactions.
@@ -231,7 +225,7 @@ def _reactions(url: str, namespace: str, batches: Sequence[str]) -> tuple[list[f
 
 def _set_workers(url: str, namespace: str, batch: str, workers: int) -> None:
     request = Request(
-        f"{url}/apis/{API}/namespaces/{namespace}/crawlbatches/{batch}",
+        f"{url}/apis/{API_VERSION}/namespaces/{namespace}/crawlbatches/{batch}",
         data=json.dumps({"spec": {"workers": workers}}).encode(),
         headers={"Content-Type": "application/merge-patch+json"},
         method="PATCH",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,11 @@ def operated(kubectl: Kubectl, folder: Path, *, clock: Clock = BRISK, users: int
     with stage(kubectl, folder) as staged:
         fleet = Operated(staged)
         staged.prepare_for_operator(users)
-        fleet.set_clock(clock)
-        fleet.install()
-        fleet.apply_sources()
-        yield fleet
-        fleet.close()
+        with closing(fleet):
+            fleet.set_clock(clock)
+            fleet.install()
+            fleet.apply_sources()
+            yield fleet
 
 
 def serve_kinds(kubectl: Kubectl) -> None:

@@ -20,6 +20,7 @@ from cluster.testbed.kubectl import Document, Kubectl
 from fleet import until
 
 from crawlfleet.child import spawn
+from crawlfleet.manifests import API_VERSION
 
 ACCOUNT = "crawlfleet-operator"
 PROGRAM = Path(sys.executable).with_name("crawlfleet-operator")
@@ -112,6 +113,11 @@ def outside(
         yield operator
     finally:
         operator.kill()
+
+
+def resource(kind: str, name: str, **spec: object) -> Document:
+    """A CrawlSource or CrawlBatch with that spec."""
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def _kubeconfig(kubectl: Kubectl, path: Path) -> Path:

@@ -11,9 +11,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from cluster.outside import Outside, outside
+from cluster.outside import Outside, outside, resource
 from cluster.testbed.kubectl import Document, Kubectl
-from fleet import API, Fleet, until
+from fleet import Fleet, until
 
 ACCOUNTS = 100_000
 SPEC: dict[str, Any] = {"adapter": "noop", "maxConcurrent": 1}
@@ -52,19 +52,15 @@ def operator(namespace: Kubectl, database: Fleet, tmp_path: Path) -> Iterator[Ou
     with outside(namespace, tmp_path, database.url, database.keys.path, debug) as operator:
         operator.start()
         for name in ("big", "small"):
-            namespace.apply(document("CrawlSource", name, **SPEC, baseURL=f"http://{name}"))
+            namespace.apply(resource("CrawlSource", name, **SPEC, baseURL=f"http://{name}"))
             namespace.wait(f"crawlsource/{name}", until="condition=Available")
         yield operator
-
-
-def document(kind: str, name: str, **spec: object) -> Document:
-    return {"apiVersion": API, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def batch(name: str) -> Document:
     """Of the source of that name; no node takes its pods."""
     template = {"spec": {"nodeSelector": {"example.com/nobody": "here"}}}
-    return document("CrawlBatch", name, sources=[name], template=template)
+    return resource("CrawlBatch", name, sources=[name], template=template)
 
 
 @contextmanager

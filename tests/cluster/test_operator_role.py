@@ -10,10 +10,10 @@ import pytest
 import yaml
 from cluster.audit import calls
 from cluster.operated import INSTALLATION
-from cluster.outside import ACCOUNT, Outside, outside
+from cluster.outside import ACCOUNT, Outside, outside, resource
 from cluster.testbed.cluster import Cluster
 from cluster.testbed.kubectl import Document, Kubectl
-from fleet import API, Fleet, until
+from fleet import Fleet, until
 
 BATCH = "busy"
 CREATED = 201
@@ -35,13 +35,9 @@ def operator(testbed: Cluster, namespace: Kubectl, database_url: str, tmp_path: 
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "exit"}, "stringData": proxy}
         )
         egress = {"name": "exit", "proxySecretRef": {"name": "exit"}}
-        namespace.apply(document("CrawlSource", "noop", adapter="noop", maxConcurrent=1, egresses=[egress]))
+        namespace.apply(resource("CrawlSource", "noop", adapter="noop", maxConcurrent=1, egresses=[egress]))
         namespace.wait("crawlsource/noop", until="condition=Available")
         yield operator
-
-
-def document(kind: str, name: str, **spec: object) -> Document:
-    return {"apiVersion": API, "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def template(why: str) -> Document:
@@ -78,7 +74,7 @@ def granted() -> set[Right]:
 def use_everything(kubectl: Kubectl) -> None:
     """A batch's life: pods that find no node, pods that may not be, another size, other pods, none, its end, and gone."""
     kubectl.apply(
-        document(
+        resource(
             "CrawlBatch",
             BATCH,
             sources=["noop"],
