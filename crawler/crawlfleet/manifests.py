@@ -374,7 +374,7 @@ class PodMetadata(Model):
 
 
 class PodTemplate(Model):
-    """What the pods have besides, as Kubernetes has it; containers are known by name: `crawler` and `chrome`."""
+    """What the pods have besides, as Kubernetes has it. Known by name: the container `crawler`, the initContainer `chrome`."""
 
     metadata: PodMetadata | None = None
     spec: dict[str, JsonValue] | None = None
