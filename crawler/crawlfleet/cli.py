@@ -255,7 +255,8 @@ def _add(commands: Commands, name: str, do: str, about: str) -> argparse.Argumen
     place.add_argument(
         "--database-url",
         metavar="URL",
-        help="default: $CRAWLFLEET_DATABASE_URL, or what the file $CRAWLFLEET_DATABASE_URL_FILE holds, else an embedded PostgreSQL in the state folder",
+        help="default: $CRAWLFLEET_DATABASE_URL, or what the file $CRAWLFLEET_DATABASE_URL_FILE holds, else an embedded"
+        " PostgreSQL in the state folder",
     )
     place.add_argument(
         "--state-dir",
