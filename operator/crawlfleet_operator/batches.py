@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from crawlfleet.errors import BadInput
-from crawlfleet.local.watch import progress
+from crawlfleet.progress import progress
 from crawlfleet.sources import needs_browser
 from crawlfleet.statuses import CrawlBatchStatus
 from crawlfleet.store import oversight

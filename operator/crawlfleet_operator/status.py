@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from crawlfleet.local.watch import ALL_SUCCEEDED, WITH_FAILURES, Progress, by_source, eta, progress
+from crawlfleet.progress import ALL_SUCCEEDED, WITH_FAILURES, Progress, by_source, eta, failures_of, progress
 from crawlfleet.statuses import Condition, CrawlBatchStatus, CrawlSourceStatus, SourceCounts
 from crawlfleet.store.batches import Counts
 from crawlfleet.store.oversight import SourceRow
@@ -292,7 +292,6 @@ def _phase(said: Mapping[str, Said], job: JobView | None) -> str:
 
 def _source_counts(counts: Counts) -> Iterator[SourceCounts]:
     for name, p in by_source(counts).items():
-        dead = {verdict or "unknown": n for (state, verdict), n in counts[name].items() if state == "dead"}
         yield SourceCounts(
             name=name,
             total=p.total,
@@ -302,7 +301,7 @@ def _source_counts(counts: Counts) -> Iterator[SourceCounts]:
             retrying=p.retrying,
             dead=p.failed,
             cancelled=p.cancelled,
-            failures=dead or None,
+            failures=failures_of(counts[name]) or None,
         )
 
 

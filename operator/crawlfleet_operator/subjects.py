@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from crawlfleet import documents
 from crawlfleet.errors import BadInput
-from crawlfleet.local.watch import Rate
 from crawlfleet.manifests import API_VERSION, CrawlBatch, CrawlSource
+from crawlfleet.progress import Rate
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.plan import Trouble
 from crawlfleet_operator.sight import SOURCES, Key, Sight

@@ -11,17 +11,9 @@ from rich.console import Console
 
 from crawlfleet.local.run import Interrupt, exit_code
 from crawlfleet.local.view import Look, Picture, PlainView, tell
-from crawlfleet.local.watch import (
-    Progress,
-    Rate,
-    duration,
-    eta,
-    failure_words,
-    line,
-    progress,
-    waits_for,
-)
+from crawlfleet.local.watch import failure_words, line, waits_for
 from crawlfleet.politeness import BANNED_AFTER
+from crawlfleet.progress import Progress, Rate, duration, eta, progress
 from crawlfleet.store.batches import Failure, Wait
 
 LOGS = Path("/var/lib/crawlfleet/logs/nightly")

@@ -16,16 +16,8 @@ from typing import IO, Any
 from crawlfleet.commands.place import Arguments, command_line, connection
 from crawlfleet.commands.tables import cell, number_of, print_table
 from crawlfleet.errors import BadInput, CrawlfleetError
-from crawlfleet.local.watch import (
-    ATTENTION,
-    by_source,
-    duration,
-    failure_words,
-    line,
-    progress,
-    speak_of_logs,
-    waits_for,
-)
+from crawlfleet.local.watch import ATTENTION, failure_words, line, speak_of_logs, waits_for
+from crawlfleet.progress import by_source, duration, progress
 from crawlfleet.store import accounts, batches, fleet
 from crawlfleet.store.batches import Batch, Counts
 from crawlfleet.store.connection import Connection

@@ -18,9 +18,10 @@ from crawlfleet.keys import check_keys
 from crawlfleet.local.run import Interrupt, LocalRun, exit_code, run_batches
 from crawlfleet.local.shops import Shop, running_shops
 from crawlfleet.local.view import say
-from crawlfleet.local.watch import CHANGED, CLOSED_ALREADY, progress
+from crawlfleet.local.watch import CHANGED, CLOSED_ALREADY
 from crawlfleet.manifests import Manifests
 from crawlfleet.planner import BatchPlan
+from crawlfleet.progress import progress
 from crawlfleet.sources import Adapter
 from crawlfleet.store import batches, fleet
 from crawlfleet.store.connection import Connection, connect

@@ -22,18 +22,9 @@ from crawlfleet.local.fleet import LocalFleet, bury_strangers
 from crawlfleet.local.postgres import EmbeddedPostgres
 from crawlfleet.local.shops import Shop
 from crawlfleet.local.view import Look, PlainView, say, tell, view
-from crawlfleet.local.watch import (
-    ALL_SUCCEEDED,
-    CHANGED,
-    CLOSED_ALREADY,
-    OPEN,
-    Rate,
-    by_source,
-    progress,
-    summary,
-    waits_for,
-)
+from crawlfleet.local.watch import CHANGED, CLOSED_ALREADY, OPEN, summary, waits_for
 from crawlfleet.manifests import CrawlBatch, Manifests
+from crawlfleet.progress import ALL_SUCCEEDED, Rate, by_source, progress
 from crawlfleet.settings import ChromeSettings
 from crawlfleet.sources import needs_browser
 from crawlfleet.store import batches, fleet

@@ -16,17 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from crawlfleet.local.watch import (
-    ATTENTION,
-    CANCELLED,
-    OPEN,
-    Progress,
-    duration,
-    eta,
-    failure_words,
-    line,
-    speak_of_logs,
-)
+from crawlfleet.local.watch import ATTENTION, CANCELLED, OPEN, failure_words, line, speak_of_logs
+from crawlfleet.progress import Progress, duration, eta
 from crawlfleet.store.batches import Failure
 
 PLAIN_LINE_S = 2.0
