@@ -229,7 +229,7 @@ class Controller:
                 self._work.mark(key)
 
     async def _relist(self) -> None:
-        """List everything, in each namespace; what is gone without our having heard of it is forgotten."""
+        """List everything, in each namespace: what a watch did not tell is seen, what is gone is forgotten."""
         for kind, query in ((SOURCES, {}), (BATCHES, {}), (JOBS, {"labelSelector": MANAGED})):
             before = dict(self._sight.of_kind(kind))
             documents = [
@@ -237,9 +237,10 @@ class Controller:
                 for namespace in self._settings.namespaces or (None,)
                 for document in await self._cluster.list(kind, namespace, **query)
             ]
-            for key, document in self._sight.replace(kind, documents, before):
+            for document in documents:
+                await self.saw(kind, None, document)
+            for key, document in self._sight.drop_missing(kind, documents, before):
                 await self._gone(key, document)
-            self._mark_all(kind)
         self._relisted_s = time.monotonic()
         await self._forget_orphans()
 
@@ -259,8 +260,8 @@ class Controller:
         return [document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)]
 
     def _mark_all(self, kind: str) -> None:
-        for key, document in self._sight.of_kind(kind):
-            self._work.mark(_batch_of(document) if kind == JOBS else key)
+        for key, _ in self._sight.of_kind(kind):
+            self._work.mark(key)
 
     def _namespaces(self) -> list[str] | None:
         return list(self._settings.namespaces) or None

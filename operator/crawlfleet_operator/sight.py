@@ -1,7 +1,7 @@
 """What the operator has seen of the cluster: the newest version of each CrawlBatch, CrawlSource and Job. An informer's cache.
 
 kopf's watches feed it, and so do the answers to our own writes; what comes late is older and is ignored. A watch may miss a
-deletion while it is broken: `replace` with a fresh list, now and then, heals that.
+deletion while it is broken: a fresh list, now and then, heals that.
 """
 
 from __future__ import annotations
@@ -62,19 +62,17 @@ class Sight:
     def of_kind(self, kind: str) -> Iterator[tuple[Key, Document]]:
         return ((key, document) for key, document in list(self._objects.items()) if key.kind == kind)
 
-    def replace(
-        self, kind: str, documents: Iterable[Document], before: Mapping[Key, Document]
+    def drop_missing(
+        self, kind: str, listed: Iterable[Document], before: Mapping[Key, Document]
     ) -> list[tuple[Key, Document]]:
-        """Make it what a list has just said. Returns what is no longer there.
+        """Drop, and return, what a list does not hold.
 
         `before` is what was known when the list was asked for: what a watch told since then may be missing in it.
         """
-        fresh = {Key.of(kind, document): document for document in documents}
-        gone = [(k, known) for k, known in self.of_kind(kind) if k not in fresh and before.get(k) is known]
+        there = {Key.of(kind, document) for document in listed}
+        gone = [(k, known) for k, known in self.of_kind(kind) if k not in there and before.get(k) is known]
         for key, _ in gone:
             self.drop(key)
-        for document in fresh.values():
-            self.put(kind, document)
         return gone
 
     def jobs(self, uid: str) -> list[JobView]:

@@ -22,9 +22,9 @@ def sight(*documents: Document, kind: str = "crawlbatches") -> Sight:
     return found
 
 
-def replaced(found: Sight, *documents: Document, kind: str = "crawlbatches") -> list[tuple[Key, Document]]:
-    """By a list that was asked for just now. What is gone."""
-    return found.replace(kind, documents, dict(found.of_kind(kind)))
+def missing(found: Sight, *documents: Document, kind: str = "crawlbatches") -> list[tuple[Key, Document]]:
+    """From a list that was asked for just now."""
+    return found.drop_missing(kind, documents, dict(found.of_kind(kind)))
 
 
 def ended(type_: str, message: str = "", *, ago_s: float = 5) -> Document:
@@ -70,24 +70,17 @@ def test_what_was_deleted_is_gone_and_may_come_again() -> None:
 def test_a_list_tells_what_is_gone() -> None:
     found = sight(document("a"), document("b"))
 
-    gone = replaced(found, document("b"), document("c"))
+    gone = missing(found, document("b"), document("c"))
 
     assert [key.name for key, _ in gone] == ["a"]
-    assert sorted(key.name for key, _ in found.of_kind("crawlbatches")) == ["b", "c"]
+    assert [key.name for key, _ in found.of_kind("crawlbatches")] == ["b"]
 
 
 def test_a_list_of_one_kind_leaves_the_others() -> None:
     found = sight(document("a"))
 
-    assert replaced(found, kind="crawlsources") == []
+    assert missing(found, kind="crawlsources") == []
     assert [key.name for key, _ in found.of_kind("crawlbatches")] == ["a"]
-
-
-def test_a_list_that_is_older_than_what_was_seen_changes_nothing() -> None:
-    found = sight(document(version=10, spec={"workers": 2}))
-    replaced(found, document(version=9, spec={"workers": 1}))
-
-    assert found[KEY]["spec"] == {"workers": 2}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +92,7 @@ def test_what_came_while_a_list_was_under_way_is_not_gone(known: tuple[Document,
     before = dict(found.of_kind("crawlbatches"))
     found.put("crawlbatches", document(version=2))
 
-    assert found.replace("crawlbatches", [], before) == []
+    assert found.drop_missing("crawlbatches", [], before) == []
     assert found[KEY]["metadata"]["uid"] == UID
 
 
