@@ -88,17 +88,20 @@ def is_json(env: Mapping[str, str]) -> bool:
 def database_url(env: Mapping[str, str]) -> str | None:
     """The database's URL, from the environment, or from the file that it names: a mounted Secret. None if there is neither.
 
-    Raises BadConfiguration if the file cannot be read.
+    The file wins. Raises BadConfiguration if it cannot be read, or is empty.
     """
     path = env.get("CRAWLFLEET_DATABASE_URL_FILE")
     if not path:
         return env.get("CRAWLFLEET_DATABASE_URL")
     try:
-        return Path(path).read_text().strip()
+        url = Path(path).read_text().strip()
     except OSError as exc:
         raise BadConfiguration(
             f"CRAWLFLEET_DATABASE_URL_FILE: {path} cannot be read: {exc.strerror}; mount the Secret there"
         ) from exc
+    if not url:
+        raise BadConfiguration(f"CRAWLFLEET_DATABASE_URL_FILE: {path} is empty; it has to hold the URL")
+    return url
 
 
 def required_database_url(env: Mapping[str, str]) -> str:

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException
 
 from crawlfleet.errors import CrawlfleetError
 from crawlfleet.manifests import API_VERSION
@@ -25,10 +25,9 @@ APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 class Refused(CrawlfleetError):
     """The API server answered, and not with what was asked for. The message is its own."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.reason = reason
 
     @property
     def is_gone(self) -> bool:
@@ -36,8 +35,12 @@ class Refused(CrawlfleetError):
         return self.status == 404
 
 
+class Unanswered(CrawlfleetError):
+    """The API server, or something on the way there, did not answer as one does."""
+
+
 class Cluster:
-    """One connection pool to the API server. Raises Refused, and OSError or TimeoutError if it does not answer."""
+    """One connection pool to the API server. Raises Refused, or Unanswered."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
@@ -117,10 +120,10 @@ class Cluster:
         try:
             answer = await self._api.call_api(*request, _request_timeout=TIMEOUT_S)
             content = json.loads(await answer.read())  # type: ignore[no-untyped-call]  # likewise
-        except ApiException as exc:
-            raise Refused(exc.status, exc.reason, str(exc.body)) from exc
+        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+            raise Unanswered(f"{method} {path}: {type(exc).__name__}: {exc}") from exc
         if answer.status >= 400:
-            raise Refused(answer.status, content.get("reason", ""), content.get("message", ""))
+            raise Refused(answer.status, content.get("message", ""))
         document: Document = content
         return document
 

@@ -148,14 +148,10 @@ class Controller:
         except CrawlfleetError as exc:  # the next relist does it
             log.warning("not forgotten yet", extra={"object": str(key), "error": str(exc)})
 
-    def _source_declared(self, key: Key) -> None:
+    async def _source_declared(self, key: Key) -> None:
         """Batches may wait for it."""
-        asyncio.get_running_loop().create_task(self._read_sources()).add_done_callback(
-            lambda _: self._mark_users_of(key)
-        )
-
-    async def _read_sources(self) -> None:
         self._source_rows = await self._database(oversight.sources)
+        self._mark_users_of(key)
 
     def _mark_users_of(self, source: Key) -> None:
         for key, document in self._sight.of_kind(BATCHES):

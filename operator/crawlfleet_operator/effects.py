@@ -116,16 +116,16 @@ class Effects:
             raise Obstacle(
                 "SourceMissing", f"there is no CrawlSource {names} in namespace {subject.namespace}"
             )
-        for name in subject.sources:
-            self._require_declared(subject.namespace, name)
+        for name in subject.batch.spec.sources:
+            self._require_declared(subject, name)
         tasks = plan_of(subject.batch, Manifests(sources=subject.sources), uid=subject.uid)
         await self._database.plan(planner.plan_somebody, tasks)
 
-    def _require_declared(self, namespace: str, name: str) -> None:
+    def _require_declared(self, subject: Subject, name: str) -> None:
         row = self._sources().get(name)
-        if row is not None and row.namespace == namespace:
+        if name in subject.sources and row is not None and row.namespace == subject.namespace:
             return
-        refusal = self._refusal(Key(SOURCES, namespace, name))
+        refusal = self._refusal(Key(SOURCES, subject.namespace, name))
         if refusal is None:
             raise NotYet(f"CrawlSource {name} is not declared yet")
         raise Obstacle("SourceUnavailable", f"CrawlSource {name} is not available: {refusal}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -59,7 +59,7 @@ class Sources:
         settings: OperatorSettings,
         *,
         rows: Callable[[], dict[str, SourceRow]],
-        declared: Callable[[Key], None],
+        declared: Callable[[Key], Awaitable[None]],
         mark_in: Callable[[Key, float], None],
         now: Callable[[], float],
     ) -> None:
@@ -111,7 +111,7 @@ class Sources:
         except BadInput as exc:
             return _Outcome("", self._now(), _reason(exc), str(exc))
         log.info("declared", extra={"source": str(key)})
-        self._declared(key)
+        await self._declared(key)
         return _Outcome(fingerprint, self._now())
 
     def _is_ours(self, key: Key) -> bool:

@@ -20,7 +20,7 @@ M = TypeVar("M", CrawlBatch, CrawlSource)
 
 @dataclass(frozen=True)
 class Subject:
-    """A CrawlBatch. `sources` are those of its CrawlSources that are there, `missing` the names of the others."""
+    """A CrawlBatch. `sources` are those of its CrawlSources that can be read, `missing` the names of those that are not there."""
 
     key: Key
     uid: str
@@ -59,7 +59,7 @@ def read(key: Key, document: Document, sight: Sight) -> Subject:
         created_s=seconds(metadata["creationTimestamp"]),
         batch=batch,
         sources=found,
-        missing=[name for name in names if name not in found],
+        missing=[name for name in names if sight.get(Key(SOURCES, key.namespace, name)) is None],
     )
 
 

@@ -73,7 +73,7 @@ class Stage:
 
     def _may(self, plural: str) -> None:
         if plural in self.refuses:
-            raise Refused(503, "ServiceUnavailable", "the API server is shutting down")
+            raise Refused(503, "the API server is shutting down")
 
     def before(self, key: Key, model: type[CrawlBatchStatus]) -> CrawlBatchStatus:
         return self.status

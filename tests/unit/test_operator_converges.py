@@ -305,10 +305,3 @@ def test_the_steps_lead_to_what_is_wanted(seed: int, events: int) -> None:
         size = last.job.size if last.job is not None and not last.job.ended else 0
         assert size == last.wanted
         assert size == 0 or [one.digest for one in last.jobs] == [last.digest]
-
-
-@pytest.mark.parametrize("seed", range(100))
-def test_the_same_sight_gives_the_same_steps(seed: int) -> None:
-    found = any_world(Random(seed)).observed()
-
-    assert plan(found) == plan(replace(found))

@@ -98,7 +98,7 @@ def test_an_empty_secret_is_no_url(tmp_path: Path) -> None:
     file = tmp_path / "database-url"
     file.write_text("\n")
 
-    with pytest.raises(BadConfiguration, match="CRAWLFLEET_DATABASE_URL is not set"):
+    with pytest.raises(BadConfiguration, match="database-url is empty"):
         settings(CRAWLFLEET_DATABASE_URL="", CRAWLFLEET_DATABASE_URL_FILE=str(file))
 
 
