@@ -121,6 +121,7 @@ class Operated:
     def _database(self) -> Connection:
         """One connection for all questions: each one of its own would be a burden."""
         if self._conn is None or self._conn.closed or self._reached_by != self.stage.database_url:
+            self.close()
             self._reached_by = self.stage.database_url
             self._conn = connect(self._reached_by)
         return self._conn

@@ -297,6 +297,13 @@ def test_a_closed_batch_that_is_forgotten_was_not_cancelled(conn: Connection) ->
     assert conn.execute("select stop::text, retain_s from batch").fetchall() == [("none", NIGHT_S)]
 
 
+def test_nobody_looks_at_a_batch_that_is_forgotten(conn: Connection) -> None:
+    batch = crawl_batch(conn)
+    oversight.forget_batch(conn, uid_of(conn, batch), retain_s=NIGHT_S)
+
+    assert oversight.look(conn, None) == {}
+
+
 def test_a_batch_is_forgotten_once(conn: Connection) -> None:
     uid = uid_of(conn, crawl_batch(conn))
     for retain_s in (NIGHT_S, 1):

@@ -1,7 +1,8 @@
 -- What an operator looks at, and the levers it sets.
 
 -- name: overview
--- The batches of these namespaces (null: of all), or one of them. What is held and who is alive only matters while it runs.
+-- The batches of these namespaces (null: of all), or one of them, but for those whose CrawlBatch is gone. What is held and who is alive
+-- only matters while it runs.
 select b.uid, b.namespace, b.name, b.state::text, b.round, b.stop::text, b.worker_limit, b.max_concurrent, b.total,
     extract(epoch from b.closed_at)::float8,
     coalesce((select jsonb_agg(distinct k.settings ->> 'adapter') from batch_source k where k.batch_id = b.batch_id), '[]') as adapters,
@@ -22,7 +23,7 @@ left join lateral (
         group by w.ordinal
     ) w
 ) workers on b.state = 'running'
-where b.namespace is not null
+where b.namespace is not null and b.retain_s is null
     and (%(namespaces)s::text[] is null or b.namespace = any(%(namespaces)s))
     and (%(uid)s::text is null or b.uid = %(uid)s)
 
