@@ -14,7 +14,6 @@ from psycopg.types.json import Jsonb
 
 from crawlfleet.errors import BadInput, CrawlfleetError
 from crawlfleet.politeness import BANNED_AFTER
-from crawlfleet.store import oversight
 from crawlfleet.store.connection import Connection, transaction
 from crawlfleet.store.queries import sql
 from crawlfleet.store.sources import Settings
@@ -60,7 +59,8 @@ def plan_somebody(conn: Connection, batch: BatchPlan) -> int:
     try:
         return plan(conn, batch, may_be_empty=False)
     except NobodyToCrawl:
-        oversight.forget_unplanned(conn, batch.uid)
+        with transaction(conn):
+            conn.execute(sql("forget_unplanned"), {"uid": batch.uid})
         raise
 
 

@@ -13,7 +13,7 @@ from crawlfleet.statuses import CrawlBatchStatus, CrawlSourceStatus
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.cluster import Refused
 from crawlfleet_operator.sight import Key, Sight
-from crawlfleet_operator.statuswriter import COUNTS_S, StatusWriter
+from crawlfleet_operator.statuswriter import COUNTS, COUNTS_S, StatusWriter
 
 KEY = Key("crawlbatches", "crawl", "nightly")
 RUNS = condition("Progressing", "True", "Running")
@@ -230,3 +230,16 @@ def test_what_is_forgotten_is_read_again() -> None:
     stage.writer.forget(KEY)
 
     assert stage.writer.before(KEY, CrawlBatchStatus).phase == "Draining"
+
+
+def test_whatever_is_counted_is_written_seldom() -> None:
+    """A new count would else be a write each time that it changes."""
+    steady = {"observed_generation", "total", "workers", "ready_workers", "round", "revision"}
+    counted = {
+        name
+        for model in (CrawlBatchStatus, CrawlSourceStatus)
+        for name, info in model.model_fields.items()
+        if "int" in str(info.annotation) or name in ("sources", "permits")
+    }
+
+    assert counted - steady <= set(COUNTS)

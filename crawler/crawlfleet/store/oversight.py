@@ -120,12 +120,6 @@ def forget_batch(conn: Connection, uid: str, retain_s: int) -> None:
         conn.execute(sql("forget_batch"), {"uid": uid, "retain_s": retain_s})
 
 
-def forget_unplanned(conn: Connection, uid: str) -> None:
-    """A batch that never came to be planned leaves nothing behind."""
-    with transaction(conn):
-        conn.execute(sql("forget_unplanned"), {"uid": uid})
-
-
 def orphaned_batches(conn: Connection, namespaces: Namespaces, uids: Collection[str]) -> list[str]:
     """The uids of batches in these namespaces that are none of `uids` and were not forgotten yet."""
     found = conn.execute(sql("orphaned_batches"), {"namespaces": namespaces, "uids": list(uids)})

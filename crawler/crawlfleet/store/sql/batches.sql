@@ -7,6 +7,10 @@ values (%(uid)s, %(name)s, %(namespace)s, %(workers)s, %(workers)s, %(selector)s
 on conflict (uid) do nothing
 returning batch_id
 
+-- name: forget_unplanned
+-- A batch that never came to be planned leaves nothing behind.
+delete from batch where uid = %(uid)s and state = 'planning'
+
 -- name: find_batch
 select batch_id from batch where uid = %(uid)s
 

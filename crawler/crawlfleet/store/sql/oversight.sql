@@ -54,10 +54,6 @@ where uid = %(uid)s and state <> 'closed'
 update batch set stop = case when state = 'closed' then stop else 'cancel' end, retain_s = %(retain_s)s
 where uid = %(uid)s and namespace is not null and retain_s is null
 
--- name: forget_unplanned
--- A batch that never came to be planned leaves nothing behind.
-delete from batch where uid = %(uid)s and state = 'planning'
-
 -- name: orphaned_batches
 -- Of these namespaces (null: of all), those that no CrawlBatch stands for any more and that nobody has forgotten yet.
 select uid from batch
