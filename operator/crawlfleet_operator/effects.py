@@ -95,8 +95,7 @@ class Effects:
             case ResizeJob(name, size):
                 await self._resize(subject, name, size)
             case DeleteJob(name):
-                await self._cluster.delete("jobs", subject.namespace, name)
-                self._sight.drop(Key("jobs", subject.namespace, name))
+                await self._delete_job(Key("jobs", subject.namespace, name))
             case SetBudget(size):
                 await self._set_budget(subject, size)
                 memory.budget = size
@@ -105,7 +104,7 @@ class Effects:
                 await self._look_at_pods(subject, memory, job)
                 return False
             case DeleteBatch():
-                await self._cluster.delete(BATCHES, subject.namespace, subject.key.name)
+                await self._delete_batch(subject)
                 return False
         memory.obstacle = None
         return True
@@ -170,6 +169,16 @@ class Effects:
             self._sight.drop(Key("jobs", subject.namespace, name))
         else:
             self._sight.put("jobs", resized)
+
+    async def _delete_job(self, key: Key) -> None:
+        if (job := self._sight.get(key)) is not None:
+            await self._cluster.delete(key.kind, key.namespace, key.name, uid=job["metadata"]["uid"])
+            self._sight.drop(key)
+
+    async def _delete_batch(self, subject: Subject) -> None:
+        """As it was read: one that was changed meanwhile may have been given more time."""
+        only = {"uid": subject.uid, "resourceVersion": subject.version}
+        await self._cluster.delete(BATCHES, subject.namespace, subject.key.name, **only)
 
     async def _set_budget(self, subject: Subject, size: int) -> None:
         if size == 0:

@@ -337,7 +337,8 @@ def _due_s(seen: Observed) -> list[float | None]:
     again = seen.obstacle.at_s + RETRY_S if seen.obstacle else None
     if row is not None and row.state == "closed":
         leaves = row.closed_at + ENDING_S if row.closed_at and any(not j.ended for j in seen.jobs) else None
-        return [_after(row.closed_at, spec.ttl_seconds_after_finished), leaves, again]
+        goes = seen.now_s + RETRY_S if _is_past_its_time(seen) else None
+        return [_after(row.closed_at, spec.ttl_seconds_after_finished), goes, leaves, again]
     due = [_after(seen.started_s, spec.active_deadline_seconds), seen.start_by_s, again]
     if job is not None and job.ended:
         due.append(job.ended_s + RESTART_S)

@@ -22,6 +22,8 @@ S = TypeVar("S", CrawlBatchStatus, CrawlSourceStatus)
 
 COUNTS_S = 5.0
 """Between two writes that only bring counts up to date."""
+CONFLICT_S = 1.0
+"""Until then the watch should have told what has changed."""
 COUNTS = ("done", "failed", "cancelled", "sources", "eta", "permits", "throttled", "blocked")
 KINDS = {"crawlbatches": "CrawlBatch", "crawlsources": "CrawlSource"}
 
@@ -78,13 +80,15 @@ class StatusWriter:
                 return
         uid = document["metadata"]["uid"]
         shown = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        change = status_of(KINDS[key.kind], key.namespace, key.name, shown)
+        change = status_of(KINDS[key.kind], document, shown)
         try:
             self._sight.put(key.kind, await self._cluster.apply_status(key.kind, change))
         except Refused as exc:
-            if exc.is_gone:
-                return
-            raise
+            if exc.is_conflict:  # what was said is of another spec, or of another one of that name
+                self._mark_in(key, CONFLICT_S)
+            elif not exc.is_gone:
+                raise
+            return
         self._written[key] = _Written(uid, status, self._now())
         for weight, condition in changes(before, status):
             await self._tell(key, uid, weight, condition)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from operators import NOW_S, UID, document, event, job_document, pod, row, source_row, unscheduled
+from operators import NOW_S, UID, closed_row, document, event, job_document, pod, row, source_row, unscheduled
 
 from crawlfleet.statuses import CrawlBatchStatus
 from crawlfleet.store.oversight import BatchRow
@@ -34,10 +34,9 @@ class Stage:
         self.lists = {"pods": [unscheduled("no room")], "events": [event("FailedCreate", "exceeded quota")]}
         self.status = CrawlBatchStatus()
         self.sight = Sight()
-        created = {"creationTimestamp": written(NOW_S - 70)}
-        made = document(kind="CrawlBatch", spec={"sources": ["shop"]})
-        made["metadata"] |= created
-        self.sight.put("crawlbatches", made)
+        self.row = row(adapters=["noop"])
+        self.deleted: list[tuple[str, str, dict[str, str]]] = []
+        self.see_batch({"sources": ["shop"]}, version=1)
         spec = {"adapter": "noop", "maxConcurrent": 4}
         self.sight.put("crawlsources", document("shop", kind="CrawlSource", spec=spec))
         self.see_job(ready=1, version=1)
@@ -47,6 +46,11 @@ class Stage:
         self.batches = Batches(
             stage, self.sight, stage, effects, IMAGES, mark_in=lambda key, seconds: None, **parts
         )
+
+    def see_batch(self, spec: Document, *, version: int) -> None:
+        made = document(version=version, kind="CrawlBatch", spec=spec)
+        made["metadata"] |= {"creationTimestamp": written(NOW_S - 70)}
+        self.sight.put("crawlbatches", made)
 
     def see_job(self, *, ready: int, version: int) -> None:
         found = job_document(version=version, active=2, ready=ready, startTime=written(NOW_S - 60))
@@ -61,7 +65,7 @@ class Stage:
         return {one.type: (one.status, one.reason) for one in self.status.conditions or ()}
 
     async def __call__(self, do: Any, *args: Any) -> dict[str, BatchRow]:
-        return {UID: row(adapters=["noop"])}
+        return {UID: self.row}
 
     async def list(self, plural: str, namespace: str, **query: str) -> list[Document]:
         self._may(plural)
@@ -70,6 +74,9 @@ class Stage:
     async def apply(self, plural: str, made: Document) -> Document:
         self._may(plural)
         return made
+
+    async def delete(self, plural: str, namespace: str, name: str, **only: str) -> None:
+        self.deleted.append((plural, name, only))
 
     def _may(self, plural: str) -> None:
         if plural in self.refuses:
@@ -122,3 +129,22 @@ def test_a_job_that_may_have_no_pods_is_told_in_its_own_words(pods: list[Documen
     stage.see_job(ready=0, version=2)
 
     assert stage.reconcile()["Progressing"] == ("False", "FailedCreate")
+
+
+def test_a_batch_whose_time_is_over_is_deleted_as_it_was_read() -> None:
+    """One that was changed meanwhile, or made anew under its name, nobody asked to delete."""
+    stage = Stage()
+    stage.row = closed_row(adapters=["noop"], closed_at=NOW_S - 10)
+    spec = {"sources": ["shop"], "ttlSecondsAfterFinished": 5}
+    stage.see_batch(spec, version=7)
+    stage.reconcile()
+
+    assert stage.deleted == [("crawlbatches", "nightly", {"uid": UID, "resourceVersion": "7"})]
+
+
+def test_a_job_is_deleted_as_it_was_seen() -> None:
+    stage = Stage()
+    stage.row = closed_row(adapters=["noop"], closed_at=NOW_S - 100)
+    stage.reconcile()
+
+    assert stage.deleted == [("jobs", "nightly-1-2", {"uid": UID})]

@@ -13,7 +13,7 @@ from crawlfleet.statuses import CrawlBatchStatus, CrawlSourceStatus
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.cluster import Refused
 from crawlfleet_operator.sight import Key, Sight
-from crawlfleet_operator.statuswriter import COUNTS_S, StatusWriter
+from crawlfleet_operator.statuswriter import CONFLICT_S, COUNTS_S, StatusWriter
 
 KEY = Key("crawlbatches", "crawl", "nightly")
 RUNS = condition("Progressing", "True", "Running")
@@ -75,7 +75,7 @@ def test_a_status_is_applied_as_kubernetes_has_it() -> None:
             {
                 "apiVersion": "crawlfleet.dev/v1alpha1",
                 "kind": "CrawlBatch",
-                "metadata": {"name": "nightly", "namespace": "crawl"},
+                "metadata": {"name": "nightly", "namespace": "crawl", "resourceVersion": "1"},
                 "status": {"phase": "Running", "readyWorkers": 2},
             },
         )
@@ -176,6 +176,15 @@ def test_an_object_that_is_gone_is_no_error() -> None:
     stage.write(RUNS)
 
     assert stage.called == []
+
+
+def test_a_status_of_what_has_changed_meanwhile_is_made_anew() -> None:
+    """It would be another spec's, or that of an object which is no more, told of its namesake."""
+    stage = Stage(refused={"status": Refused(409, "Conflict", "the object has been modified")})
+    stage.write(RUNS)
+
+    assert (stage.called, stage.marked) == ([], [(KEY, CONFLICT_S)])
+    assert stage.writer.before(KEY, CrawlBatchStatus) == CrawlBatchStatus()
 
 
 def test_an_object_that_nobody_sees_is_not_written() -> None:
