@@ -116,12 +116,12 @@ class Controller:
 
     async def saw(self, kind: str, what: str | None, document: Document) -> None:
         """An object was added, changed or DELETED (or is there, None)."""
+        key = Key.of(kind, document)
         if what == "DELETED":
-            self._sight.drop(Key.of(kind, document))
-            await self._gone(Key.of(kind, document), document)
+            await self._gone(key, document, is_free=self._sight.bury(key, document))
             return
-        known = self._sight.get(Key.of(kind, document))
-        if (key := self._sight.put(kind, document)) is None:
+        known = self._sight.get(key)
+        if self._sight.put(kind, document) is None:
             return
         if kind == BATCHES and (known is None or _generation(known) != _generation(document)):
             self._batches.changed(key)
@@ -130,12 +130,14 @@ class Controller:
         elif known is None or _generation(known) != _generation(document) or _is_ending(document):
             self._work.mark(key)
 
-    async def _gone(self, key: Key, document: Document) -> None:
+    async def _gone(self, key: Key, document: Document, *, is_free: bool = True) -> None:
+        """`is_free`: no other one has its name yet."""
         if key.kind == "jobs":
             self._work.mark(_batch_of(document))
             return
-        self._work.forget(key)
-        self._writer.forget(key)
+        if is_free:
+            self._work.forget(key)
+            self._writer.forget(key)
         try:
             if key.kind == BATCHES:
                 self._rows.pop(document["metadata"]["uid"], None)

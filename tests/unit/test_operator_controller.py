@@ -1,0 +1,105 @@
+"""What the controller makes of what it is told, in whatever order it is told, and of what it is not told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from operators import NOW_S, UID, document
+
+from crawlfleet.store.oversight import BatchRow
+from crawlfleet_operator import metrics
+from crawlfleet_operator.build import Document
+from crawlfleet_operator.controller import Controller
+from crawlfleet_operator.settings import OperatorSettings
+from crawlfleet_operator.times import written
+
+SETTINGS = OperatorSettings(
+    database_url="postgresql:///none",
+    keys_file=Path("/nowhere"),
+    crawler_image="registry/crawler:1",
+    chrome_image="registry/chrome:1",
+)
+ANOTHER = "5b7f8f3e-0000-4000-8000-000000000002"
+
+
+class Stage:
+    """A controller, its cluster and its database. `lists` is what the cluster has of each kind, `answers` what the database
+    says when it is asked for that, `asked` what it was asked for, each with its arguments. It is open for one test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lists: dict[str, list[Document]] = {"crawlbatches": [], "crawlsources": [], "jobs": []}
+        self.answers: dict[str, Any] = {
+            "look": {},
+            "sources": {},
+            "orphaned_batches": [],
+            "claimed_sources": [],
+            "forget_batch": None,
+            "release_source": True,
+            "_housekeep": None,
+        }
+        self.asked: list[tuple[str, tuple[Any, ...]]] = []
+        self.phases: Callable[[], Iterable[str]] = list
+        self.rows: Callable[[], Iterable[BatchRow]] = list
+        monkeypatch.setattr(metrics, "collect", self._collect)
+        stage: Any = self
+        self.controller = Controller(SETTINGS, stage, stage, now=lambda: NOW_S)
+
+    def _collect(self, phases: Callable[[], Iterable[str]], rows: Callable[[], Iterable[BatchRow]]) -> None:
+        self.phases, self.rows = phases, rows
+
+    async def __call__(self, do: Any, *args: Any) -> Any:
+        self.asked.append((do.__name__, args))
+        answer = self.answers[do.__name__]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(*args) if callable(answer) else answer
+
+    async def list(self, plural: str, namespace: str | None, **query: str) -> list[Document]:
+        return list(self.lists[plural])
+
+    async def apply_status(self, plural: str, change: Document) -> Document:
+        (one,) = (d for d in self.lists[plural] if d["metadata"]["name"] == change["metadata"]["name"])
+        version = int(one["metadata"]["resourceVersion"]) + 1
+        return {**one, **change, "metadata": {**one["metadata"], "resourceVersion": str(version)}}
+
+    async def create(self, plural: str, namespace: str, made: Document) -> None:
+        pass
+
+    def close(self) -> None:
+        """Of the database; of the cluster it is awaited, which nobody does here."""
+
+    def run(self, test: Coroutine[Any, Any, None]) -> None:
+        asyncio.run(asyncio.wait_for(test, 10))
+
+    def forgotten(self) -> list[str]:
+        """The uids of batches that were given up."""
+        return [args[0] for what, args in self.asked if what == "forget_batch"]
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(monkeypatch)
+
+
+def batch(*, version: int, uid: str = UID) -> Document:
+    made = document(version=version, uid=uid, kind="CrawlBatch", spec={"sources": ["shop"], "suspend": True})
+    made["metadata"]["creationTimestamp"] = written(NOW_S - 70)
+    return made
+
+
+def test_a_deletion_that_is_told_late_is_none_of_its_namesakes(stage: Stage) -> None:
+    """Each object has a queue of its own in kopf: that of a deleted batch may come after the first news of the next."""
+
+    async def tell() -> None:
+        await stage.controller.saw("crawlbatches", "ADDED", batch(version=1))
+        await stage.controller.saw("crawlbatches", "ADDED", batch(version=9, uid=ANOTHER))
+        await stage.controller.saw("crawlbatches", "DELETED", batch(version=8))
+
+    stage.run(tell())
+
+    assert stage.forgotten() == [UID]
+    assert list(stage.phases()) == ["Pending"], "the second one is not seen any more"
