@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
@@ -232,6 +232,7 @@ class Controller:
 
     async def _relist(self) -> None:
         """List everything, in each namespace; what is gone without our having heard of it is forgotten."""
+        suspects = await self._suspects()
         for kind, query in ((SOURCES, {}), (BATCHES, {}), ("jobs", {"labelSelector": MANAGED})):
             before = dict(self._sight.of_kind(kind))
             documents = [
@@ -243,22 +244,33 @@ class Controller:
                 await self._gone(key, document)
             self._mark_all(kind)
         self._relisted_s = time.monotonic()
-        await self._forget_orphans()
+        await self._forget_orphans(*suspects)
 
-    async def _forget_orphans(self) -> None:
-        """Batches and sources of the database whose objects were deleted while nobody watched."""
+    async def _suspects(self) -> tuple[list[str], list[Key]]:
+        """What the database has before the cluster is asked: what came later, another operator may have brought."""
         try:
-            for uid in await self._database(oversight.orphaned_batches, self._namespaces(), self._uids()):
-                if uid not in self._uids():  # it may have come meanwhile
-                    await self._batches.forget(uid)
-            for name, namespace in await self._database(oversight.claimed_sources, self._namespaces()):
-                if self._sight.get(key := Key(SOURCES, namespace, name)) is None:
-                    await self._sources.forget(key)
+            uids = await self._database(oversight.orphaned_batches, self._namespaces(), [])
+            claims = await self._database(oversight.claimed_sources, self._namespaces())
         except CrawlfleetError as exc:
             log.warning("orphans not looked for", extra={"error": str(exc)})
+            return [], []
+        return uids, [Key(SOURCES, namespace, name) for name, namespace in claims]
 
-    def _uids(self) -> list[str]:
-        return [document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)]
+    async def _forget_orphans(self, uids: Collection[str], sources: Collection[Key]) -> None:
+        """Batches and sources of the database whose objects were deleted while nobody watched."""
+        known = self._uids()
+        try:
+            for uid in uids:
+                if uid not in known:
+                    await self._batches.forget(uid)
+            for key in sources:
+                if self._sight.get(key) is None:
+                    await self._sources.forget(key)
+        except CrawlfleetError as exc:
+            log.warning("orphans not forgotten yet", extra={"error": str(exc)})
+
+    def _uids(self) -> set[str]:
+        return {document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)}
 
     def _mark_all(self, kind: str) -> None:
         for key, document in self._sight.of_kind(kind):

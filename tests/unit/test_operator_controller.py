@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Stage:
     says when it is asked for that, `asked` what it was asked for, each with its arguments. It is open for one test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.lists: dict[str, list[Document]] = {"crawlbatches": [], "crawlsources": [], "jobs": []}
+        self.lists: dict[str, Any] = {"crawlbatches": [], "crawlsources": [], "jobs": []}
         self.answers: dict[str, Any] = {
             "look": {},
             "sources": {},
@@ -58,9 +58,6 @@ class Stage:
             raise answer
         return answer(*args) if callable(answer) else answer
 
-    async def list(self, plural: str, namespace: str | None, **query: str) -> list[Document]:
-        return list(self.lists[plural])
-
     async def apply_status(self, plural: str, change: Document) -> Document:
         (one,) = (d for d in self.lists[plural] if d["metadata"]["name"] == change["metadata"]["name"])
         version = int(one["metadata"]["resourceVersion"]) + 1
@@ -69,8 +66,11 @@ class Stage:
     async def create(self, plural: str, namespace: str, made: Document) -> None:
         pass
 
-    def close(self) -> None:
-        """Of the database; of the cluster it is awaited, which nobody does here."""
+    def close(self) -> Awaitable[None]:
+        """Of the database at once, of the cluster when it is awaited."""
+        closed = asyncio.get_running_loop().create_future()
+        closed.set_result(None)
+        return closed
 
     def run(self, test: Coroutine[Any, Any, None]) -> None:
         asyncio.run(asyncio.wait_for(test, 10))
@@ -78,6 +78,10 @@ class Stage:
     def forgotten(self) -> list[str]:
         """The uids of batches that were given up."""
         return [args[0] for what, args in self.asked if what == "forget_batch"]
+
+    async def list(self, plural: str, namespace: str | None, **query: str) -> Any:
+        listed = self.lists[plural]
+        return listed() if callable(listed) else [*listed]
 
 
 @pytest.fixture
@@ -103,3 +107,33 @@ def test_a_deletion_that_is_told_late_is_none_of_its_namesakes(stage: Stage) -> 
 
     assert stage.forgotten() == [UID]
     assert list(stage.phases()) == ["Pending"], "the second one is not seen any more"
+
+
+def listed_with(stage: Stage, *there: Document, planned_meanwhile: str) -> None:
+    """Start, while another operator plans a batch that came just after ours had been listed."""
+
+    def batches() -> list[Document]:
+        stage.answers["orphaned_batches"] = lambda _, uids: [
+            u for u in (UID, planned_meanwhile) if u not in uids
+        ]
+        return list(there)
+
+    stage.lists["crawlbatches"] = batches
+    stage.answers["orphaned_batches"] = lambda _, uids: [u for u in (UID,) if u not in uids]
+
+    async def start() -> None:
+        await stage.controller.start()
+        await stage.controller.stop()
+
+    stage.run(start())
+
+
+def test_a_batch_that_was_planned_after_the_list_is_no_orphan(stage: Stage) -> None:
+    """Of two operators the one whose watch lags must not cancel what the other one has begun."""
+    listed_with(stage, batch(version=1), planned_meanwhile=ANOTHER)
+    assert stage.forgotten() == []
+
+
+def test_a_batch_that_is_not_in_the_list_is_an_orphan(stage: Stage) -> None:
+    listed_with(stage, planned_meanwhile=ANOTHER)
+    assert stage.forgotten() == [UID]
