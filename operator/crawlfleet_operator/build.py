@@ -21,7 +21,8 @@ BATCH_UID = f"{GROUP}/batch-uid"
 BATCH, ROUND, REVISION = f"{GROUP}/batch", f"{GROUP}/round", f"{GROUP}/revision"
 DIGEST = f"{GROUP}/template-digest"
 OURS = {"app.kubernetes.io/name": "crawlfleet", "app.kubernetes.io/managed-by": "crawlfleet-operator"}
-MANAGED = "app.kubernetes.io/managed-by=crawlfleet-operator"
+MANAGED = f"app.kubernetes.io/managed-by=crawlfleet-operator,{BATCH},{BATCH_UID},{ROUND},{REVISION}"
+"""Finds our Jobs, and no other that only says so: each has all labels that we read."""
 CRAWLER, CHROME = "crawler", "chrome"
 SECRETS = "/etc/crawlfleet"
 GRACE_S = 140

@@ -120,3 +120,23 @@ def test_an_operator_that_is_killed_while_it_plans(
     namespace.wait("job/big-1-1", until="create", timeout_s=30)
     assert len(namespace.list("jobs")) == 1
     assert json.loads(namespace("get", "crawlbatch/big", "-o=jsonpath={.status.total}")) == ACCOUNTS
+
+
+def test_a_job_that_only_says_it_is_ours(namespace: Kubectl, operator: Outside) -> None:
+    """One with the first of our labels and none of the others, as if copied by hand, keeps nobody from anything."""
+    operator.kill()
+    namespace.apply(foreign_job())
+    operator.start()
+    namespace.apply(batch("small"))
+
+    namespace.wait("job/small-1-1", until="create", timeout_s=30)
+
+
+def foreign_job() -> Document:
+    pod = {"restartPolicy": "Never", "containers": [{"name": "theirs", "image": "nowhere/theirs"}]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "theirs", "labels": {"app.kubernetes.io/managed-by": "crawlfleet-operator"}},
+        "spec": {"suspend": True, "template": {"spec": pod}},
+    }

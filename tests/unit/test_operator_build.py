@@ -418,5 +418,7 @@ def test_the_labels_of_a_job_tell_the_operator_of_its_batch() -> None:
 
     assert (labels[build.BATCH], labels[build.BATCH_UID]) == ("nightly", UID)
     assert (labels[build.ROUND], labels[build.REVISION]) == ("1", "2")
-    key, _, value = build.MANAGED.partition("=")
+    selector, *must_be_there = build.MANAGED.split(",")
+    key, _, value = selector.partition("=")
     assert labels[key] == value
+    assert set(must_be_there) == {build.BATCH, build.BATCH_UID, build.ROUND, build.REVISION}
