@@ -93,7 +93,7 @@ class Controller:
             now=now,
         )
         self._resyncing: asyncio.Task[None] | None = None
-        metrics.collect(self._phases, lambda: list(self._rows.values()))
+        metrics.collect(self._phases, self._shown)
 
     async def start(self) -> None:
         """See everything once, then go on for ever."""
@@ -278,6 +278,11 @@ class Controller:
 
     def _namespaces(self) -> list[str] | None:
         return list(self._settings.namespaces) or None
+
+    def _shown(self) -> list[BatchRow]:
+        """A batch whose CrawlBatch is gone keeps its tasks for days; the next of its name would have the same series."""
+        known = self._uids()
+        return [row for row in list(self._rows.values()) if row.uid in known]
 
     def _phases(self) -> list[str]:
         found = self._sight.of_kind(BATCHES)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operators import NOW_S, UID, document
+from operators import NOW_S, UID, document, row, tasks
 
 from crawlfleet.store.oversight import BatchRow
 from crawlfleet_operator import metrics
@@ -137,3 +137,19 @@ def test_a_batch_that_was_planned_after_the_list_is_no_orphan(stage: Stage) -> N
 def test_a_batch_that_is_not_in_the_list_is_an_orphan(stage: Stage) -> None:
     listed_with(stage, planned_meanwhile=ANOTHER)
     assert stage.forgotten() == [UID]
+
+
+def test_metrics_are_those_of_the_batches_that_are_there(stage: Stage) -> None:
+    """A deleted batch keeps its tasks for a week: the next one of its name has the same labels and other numbers."""
+    gone, there = row(uid=UID, counts=tasks(ok=10)), row(uid=ANOTHER, counts=tasks(ready=10))
+    stage.lists["crawlbatches"] = [batch(version=9, uid=ANOTHER)]
+    stage.answers["look"] = lambda _, uid=None: {r.uid: r for r in (gone, there) if uid in (None, r.uid)}
+
+    async def resync() -> None:
+        await stage.controller.start()
+        await asyncio.sleep(0.05)
+        await stage.controller.stop()
+
+    stage.run(resync())
+
+    assert list(stage.rows()) == [there]
