@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 PASSES = 6
 """Steps may make others due; so often in a row at most."""
+NOT_YET_S = 2.0
+"""What has to come first usually marks the batch when it has come; it may have failed to."""
 KEEP_S = 7 * 86_400
 """How long a batch's tasks outlive its CrawlBatch."""
 
@@ -133,6 +135,7 @@ class Batches:
             try:
                 changed |= await self._effects.take(subject, memory, template, seen, step)
             except NotYet:
+                self._mark_in(subject.key, NOT_YET_S)
                 return False
             except Obstacle as exc:
                 memory.obstacle = Trouble(exc.reason, str(exc), self._now())

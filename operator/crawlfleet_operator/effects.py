@@ -13,7 +13,7 @@ from crawlfleet.store.oversight import SourceRow
 from crawlfleet_operator import build, trouble
 from crawlfleet_operator.build import Document, Images
 from crawlfleet_operator.cluster import BATCHES, SOURCES, Cluster, Refused, in_namespace
-from crawlfleet_operator.database import Database
+from crawlfleet_operator.database import PLANNERS, Database
 from crawlfleet_operator.plan import (
     CreateJob,
     DeleteBatch,
@@ -36,7 +36,7 @@ LOOK_S = 10.0
 
 
 class NotYet(CrawlfleetError):
-    """Another reconcile comes first, and marks this batch when it is done."""
+    """Another reconcile comes first: try again soon."""
 
 
 class Obstacle(CrawlfleetError):
@@ -68,6 +68,7 @@ class Effects:
         self._sources = sources
         self._refusal = refusal
         self._now = now
+        self._plans = 0
 
     async def take(
         self, subject: Subject, memory: Memory, template: Document, seen: Observed, step: Step
@@ -118,7 +119,15 @@ class Effects:
         for name in subject.sources:
             self._require_declared(subject.namespace, name)
         tasks = plan_of(subject.batch, Manifests(sources=subject.sources), uid=subject.uid)
-        await self._database.plan(planner.plan_somebody, tasks)
+        if self._plans >= PLANNERS:
+            raise NotYet(
+                "others are planned first; whoever waited here would keep levers from being looked at"
+            )
+        self._plans += 1
+        try:
+            await self._database.plan(planner.plan_somebody, tasks)
+        finally:
+            self._plans -= 1
 
     def _require_declared(self, namespace: str, name: str) -> None:
         row = self._sources().get(name)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operators import NOW_S, UID, document, row, tasks
+from operators import NOW_S, UID, document, row, source_row, tasks
 
 from crawlfleet.store.oversight import BatchRow
 from crawlfleet_operator import metrics
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.controller import Controller
+from crawlfleet_operator.database import TryAgain
 from crawlfleet_operator.settings import OperatorSettings
 from crawlfleet_operator.times import written
+from crawlfleet_operator.worklist import SIDE_BY_SIDE
 
 SETTINGS = OperatorSettings(
     database_url="postgresql:///none",
@@ -39,6 +41,7 @@ class Stage:
             "claimed_sources": [],
             "forget_batch": None,
             "release_source": True,
+            "_declare": None,
             "_housekeep": None,
         }
         self.asked: list[tuple[str, tuple[Any, ...]]] = []
@@ -54,9 +57,12 @@ class Stage:
     async def __call__(self, do: Any, *args: Any) -> Any:
         self.asked.append((do.__name__, args))
         answer = self.answers[do.__name__]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer(*args) if callable(answer) else answer
+        said = answer(*args) if callable(answer) else answer
+        if isinstance(said, Exception):
+            raise said
+        return await said if isinstance(said, Coroutine) else said
+
+    plan = __call__
 
     async def apply_status(self, plural: str, change: Document) -> Document:
         (one,) = (d for d in self.lists[plural] if d["metadata"]["name"] == change["metadata"]["name"])
@@ -89,10 +95,15 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(monkeypatch)
 
 
-def batch(*, version: int, uid: str = UID) -> Document:
-    made = document(version=version, uid=uid, kind="CrawlBatch", spec={"sources": ["shop"], "suspend": True})
+def batch(name: str = "nightly", *, version: int, uid: str = UID, suspend: bool = True) -> Document:
+    spec = {"sources": ["shop"], "suspend": suspend}
+    made = document(name, version=version, uid=uid, kind="CrawlBatch", spec=spec)
     made["metadata"]["creationTimestamp"] = written(NOW_S - 70)
     return made
+
+
+def source(*, version: int) -> Document:
+    return document("shop", version=version, kind="CrawlSource", spec={"adapter": "noop", "maxConcurrent": 4})
 
 
 def test_a_deletion_that_is_told_late_is_none_of_its_namesakes(stage: Stage) -> None:
@@ -153,3 +164,45 @@ def test_metrics_are_those_of_the_batches_that_are_there(stage: Stage) -> None:
     stage.run(resync())
 
     assert list(stage.rows()) == [there]
+
+
+def test_levers_are_looked_at_while_many_batches_are_planned(stage: Stage) -> None:
+    """All batches of a night come at once, and someone suspends another one."""
+    night = [batch(f"night-{n}", version=1, uid=f"night-{n}", suspend=False) for n in range(SIDE_BY_SIDE + 4)]
+    stage.lists["crawlsources"] = [source(version=1)]
+    stage.lists["crawlbatches"] = [*night, batch(version=1)]
+    running = row(uid=UID, adapters=["noop"])
+    stage.answers["look"] = lambda _, uid=None: {UID: running} if uid in (None, UID) else {}
+    stage.answers["sources"] = {"shop": source_row()}
+    is_planned, is_set = asyncio.Event(), asyncio.Event()
+    stage.answers["plan_somebody"] = lambda *_: is_planned.wait()
+    stage.answers["set_levers"] = lambda uid, levers: is_set.set()
+
+    async def operate() -> None:
+        await stage.controller.start()
+        await asyncio.sleep(0.1)
+        stage.lists["crawlbatches"][-1] = suspended = batch(version=5)
+        suspended["metadata"]["generation"] = 2
+        is_set.clear()
+        await stage.controller.saw("crawlbatches", "MODIFIED", suspended)
+        await asyncio.wait_for(is_set.wait(), 5)
+        await stage.controller.stop()
+
+    stage.run(operate())
+
+
+def test_a_batch_whose_source_is_not_known_yet_is_looked_at_again(stage: Stage) -> None:
+    """The database was slow just after it had taken the source."""
+    stage.lists["crawlsources"] = [source(version=1)]
+    stage.lists["crawlbatches"] = [batch(version=1, suspend=False)]
+    failing = iter([TryAgain("canceling statement due to statement timeout")] * 2)
+    is_planned = asyncio.Event()
+    stage.answers["sources"] = lambda: next(failing, {"shop": source_row()})
+    stage.answers["plan_somebody"] = lambda *_: is_planned.set()
+
+    async def operate() -> None:
+        await stage.controller.start()
+        await asyncio.wait_for(is_planned.wait(), 9)
+        await stage.controller.stop()
+
+    stage.run(operate())
