@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from crawlfleet.manifests import CrawlBatchSpec
 from crawlfleet.statuses import CrawlBatchStatus
+from crawlfleet.store.batches import Counts
 from crawlfleet.store.oversight import BatchRow, Levers
 from crawlfleet_operator.times import seconds
 
@@ -115,7 +116,7 @@ class Observed:
     def start_by_s(self) -> float | None:
         """Until when its first worker has to begin. Neither a suspended batch has such a time, nor a retry, nor a closed one."""
         deadline_s, row = self.spec.start_deadline_seconds, self.row
-        has_had_one = row is not None and (row.round > 1 or row.state == "closed")
+        has_had_one = row is not None and (row.round > 1 or row.state == "closed" or has_begun(row.counts))
         if deadline_s is None or self.started_s is not None or self.spec.suspend or has_had_one:
             return None
         return max(self.created_s, self.since_s("Suspended", "False") or 0.0) + deadline_s
@@ -137,7 +138,11 @@ class Observed:
             return None
         if self.status.start_time is not None and self.status.round == self.row.round:
             return seconds(self.status.start_time)
-        return self.row.first_worker_at
+        began_s = self.row.first_worker_at
+        if began_s is None or self.status.round in (None, self.row.round):
+            return began_s
+        ended = self.status.completion_time  # of the round before: its last workers go on in this one
+        return max(began_s, seconds(ended) if ended else self.now_s)
 
     @property
     def is_lost(self) -> bool:
@@ -158,6 +163,15 @@ class Observed:
             if (one.type, one.status) == (condition, status):
                 return seconds(one.last_transition_time) if one.last_transition_time else self.now_s
         return None
+
+
+def has_begun(counts: Counts) -> bool:
+    """Whether anything was ever crawled, also by workers that have ended."""
+    return any(
+        state in ("leased", "waiting", "ok") or verdict not in (None, "auth")
+        for of_source in counts.values()
+        for state, verdict in of_source
+    )
 
 
 # Steps.

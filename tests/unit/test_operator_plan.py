@@ -17,9 +17,11 @@ from operators import (
     row,
     seen,
     status,
+    tasks,
     trouble,
 )
 
+from crawlfleet.store.batches import Counts
 from crawlfleet.store.oversight import Levers
 from crawlfleet_operator.plan import (
     ALONE_S,
@@ -42,6 +44,7 @@ from crawlfleet_operator.plan import (
     again_s,
     plan,
 )
+from crawlfleet_operator.times import written
 
 DRAIN_S = JOB_TIMEOUT_S + DRAIN_MARGIN_S
 BUSY = {0: 1, 1: 1, 2: 0, 3: 1}
@@ -422,3 +425,51 @@ def test_a_batch_that_closed_in_time_is_never_overdue() -> None:
     ended = seen(row=closed_row(closed_at=NOW_S - 10), jobs=[], spec={"activeDeadlineSeconds": 45})
 
     assert not ended.is_overdue
+
+
+@pytest.mark.parametrize(
+    ("closed_ago_s", "since_ago_s"), [(5, 5), (None, 0)], ids=["seen-closed", "closed-and-retried-unseen"]
+)
+def test_a_retry_has_an_active_deadline_of_its_own(closed_ago_s: int | None, since_ago_s: int) -> None:
+    """The workers of the round before, which have not read yet that it was closed, go on in this one."""
+    before = None if closed_ago_s is None else written(NOW_S - closed_ago_s)
+    again = seen(
+        row=row(round=2, first_worker_at=NOW_S - 3600),
+        status=status(start_time=written(NOW_S - 3600), completion_time=before),
+        spec={"activeDeadlineSeconds": 600},
+    )
+
+    assert again.started_s == NOW_S - since_ago_s
+    assert not again.is_overdue
+
+
+def test_a_retry_begins_with_its_first_worker() -> None:
+    again = seen(
+        row=row(round=2, first_worker_at=NOW_S - 20),
+        status=status(start_time=written(NOW_S - 3600), completion_time=written(NOW_S - 100)),
+    )
+
+    assert again.started_s == NOW_S - 20
+
+
+@pytest.mark.parametrize(
+    ("counts", "has_failed"),
+    [
+        (tasks(ready=8, ok=2), False),
+        (tasks(ready=10, leased=1), False),
+        (tasks(ready=9, waiting_throttled=1), False),
+        (tasks(ready=9, dead_bug=1), False),
+        (tasks(ready=9, dead_auth=1), True),
+        (tasks(ready=10), True),
+    ],
+    ids=["ok", "at-work", "waiting", "dead", "dead-on-arrival", "nothing"],
+)
+def test_a_start_deadline_is_met_by_workers_that_have_ended(counts: Counts, has_failed: bool) -> None:
+    """They came, crawled and were drained while no operator looked."""
+    away = planned(
+        spec={"startDeadlineSeconds": 1},
+        row=row(alive=0, held={}, first_worker_at=None, counts=counts),
+        jobs=[job(ready=0)],
+    )
+
+    assert away.has_failed == has_failed
