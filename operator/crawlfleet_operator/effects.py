@@ -197,7 +197,7 @@ class Effects:
             await self._cluster.apply("poddisruptionbudgets", in_namespace(subject.namespace, budget))
 
     async def _look_at_pods(self, subject: Subject, memory: Memory, job: str) -> None:
-        if self._now() < memory.looked_s + LOOK_S:
+        if 0 <= self._now() - memory.looked_s < LOOK_S:  # below: the clock was set back
             return
         selector = build.selector(subject.uid)
         pods = await self._cluster.list("pods", subject.namespace, labelSelector=selector, limit="500")

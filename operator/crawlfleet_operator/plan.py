@@ -244,7 +244,8 @@ def _unplanned(seen: Observed) -> list[Step]:
 
 
 def _may_try(seen: Observed) -> bool:
-    return seen.obstacle is None or seen.now_s >= seen.obstacle.at_s + RETRY_S
+    """Also if the clock was set back: who waits for it then waits for as long as that."""
+    return seen.obstacle is None or not 0 <= seen.now_s - seen.obstacle.at_s < RETRY_S
 
 
 def _closed(seen: Observed) -> list[Step]:
@@ -335,7 +336,7 @@ def _budget(seen: Observed, size: int) -> list[Step]:
 
 
 def _look(seen: Observed, job: JobView) -> list[Step]:
-    is_new = seen.now_s < job.started_s + TROUBLE_S
+    is_new = 0 <= seen.now_s - job.started_s < TROUBLE_S
     return [] if is_new or job.ready >= job.size else [LookAtPods(job.name)]
 
 

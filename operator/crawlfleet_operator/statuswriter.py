@@ -75,7 +75,7 @@ class StatusWriter:
         last = self._written.get(key)
         if last is not None and _without_counts(status) == _without_counts(before):
             wait_s = last.at_s + COUNTS_S - self._now()
-            if wait_s > 0:
+            if 0 < wait_s <= COUNTS_S:  # longer: the clock was set back
                 self._mark_in(key, wait_s)
                 return
         uid = document["metadata"]["uid"]

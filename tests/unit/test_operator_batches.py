@@ -122,6 +122,18 @@ def test_pods_that_do_not_start_are_told_in_the_schedulers_words() -> None:
     ]
 
 
+def test_pods_are_looked_at_again_after_the_clock_was_set_back() -> None:
+    stage = Stage()
+    stage.reconcile()
+    stage.now_s -= 3600
+    stage.lists["pods"] = [unscheduled("not today")]
+    stage.reconcile()
+
+    assert [one.message for one in stage.status.conditions or () if one.type == "Degraded"] == [
+        "1 pod: not today"
+    ]
+
+
 @pytest.mark.parametrize("pods", [[], [pod(phase="Failed")]], ids=["none", "only-one-that-ended"])
 def test_a_job_that_may_have_no_pods_is_told_in_its_own_words(pods: list[Document]) -> None:
     stage = Stage()

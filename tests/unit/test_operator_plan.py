@@ -420,6 +420,12 @@ def test_a_closed_batch_is_never_too_late() -> None:
     assert not ended.has_failed
 
 
+def test_an_obstacle_of_before_the_clock_was_set_back_is_tried_again() -> None:
+    ahead = planned(obstacle=trouble("SecretMissing", ago_s=-3600))
+
+    assert plan(ahead) == [CreateJob(1, 2), SetBudget(2)]
+
+
 def test_a_batch_that_closed_in_time_is_never_overdue() -> None:
     """It took 40 of 50 s; that it is looked at later does not make it longer."""
     ended = seen(row=closed_row(closed_at=NOW_S - 10), jobs=[], spec={"activeDeadlineSeconds": 45})

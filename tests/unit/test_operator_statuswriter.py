@@ -206,6 +206,16 @@ def test_an_object_of_the_same_name_begins_anew() -> None:
     assert stage.what == ["status", "event"] * 2
 
 
+def test_counts_are_written_after_the_clock_was_set_back() -> None:
+    """They would stand still for as long as that."""
+    stage = Stage()
+    stage.write(done=1)
+    stage.now_s -= 3600
+    stage.write(done=2)
+
+    assert (stage.what, stage.marked) == (["status", "status"], [])
+
+
 @pytest.mark.parametrize(
     ("standing", "known"),
     [
