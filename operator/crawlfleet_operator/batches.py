@@ -26,6 +26,7 @@ from crawlfleet_operator.subjects import Memory, Subject
 
 log = logging.getLogger(__name__)
 
+INVALID = "Invalid"
 PASSES = 6
 """Steps may make others due; so often in a row at most."""
 NOT_YET_S = 2.0
@@ -106,15 +107,24 @@ class Batches:
         if row is not None:
             self.note(row)
         needs_chrome = row is not None and any(needs_browser(adapter) for adapter in row.adapters)
-        template = build.pod_template(subject.batch, subject.uid, self._images, needs_chrome=needs_chrome)
         now_s = self._now()
+        template: Document = {}
+        try:
+            template = build.pod_template(subject.batch, subject.uid, self._images, needs_chrome=needs_chrome)
+        except BadInput as exc:
+            if row is None or row.state == "planning":
+                raise
+            memory.obstacle = Trouble(INVALID, str(exc), now_s)  # its levers work all the same
+        else:
+            if memory.obstacle is not None and memory.obstacle.reason == INVALID:
+                memory.obstacle = None
         seen = Observed(
             spec=subject.batch.spec,
             status=self._writer.before(subject.key, CrawlBatchStatus),
             created_s=subject.created_s,
             row=row,
             jobs=self._sight.jobs(subject.uid),
-            digest=build.digest(template),
+            digest=build.digest(template) if template else None,
             obstacle=memory.obstacle,
             alone_s=now_s - memory.alive_s,
             budget=memory.budget,

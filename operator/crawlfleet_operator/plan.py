@@ -68,7 +68,7 @@ class Trouble:
 class Observed:
     """All that is known of a batch at one moment.
 
-    `digest` is of the pods it wants now. `obstacle` is why it could not be planned or its Job not be created, `trouble` why
+    `digest` is of the pods it wants now, None if its template cannot be read. `obstacle` is why it could not be planned or its Job not be created, `trouble` why
     pods do not start. `alone_s`: since a worker was seen alive. `budget`: for how many pods the PodDisruptionBudget was last
     written, None if that is not known.
     """
@@ -78,7 +78,7 @@ class Observed:
     created_s: float
     row: BatchRow | None
     jobs: Sequence[JobView]
-    digest: str
+    digest: str | None
     obstacle: Trouble | None
     alone_s: float
     budget: int | None
@@ -273,7 +273,7 @@ def _running(seen: Observed, row: BatchRow) -> list[Step]:
     job = seen.job
     if job is None or job.ended or (seen.is_lost and seen.wanted > 0):
         return _begin(seen, row, job)
-    if job.digest != seen.digest:
+    if seen.digest is not None and job.digest != seen.digest:
         return _hand_over(seen, row, job)
     steps = _resize(seen, row, job, to=seen.wanted)
     return steps + _older(seen, job) + _budget(seen, job.size) + _look(seen, job)

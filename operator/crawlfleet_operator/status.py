@@ -155,12 +155,10 @@ def _waits(seen: Observed, around: Surroundings) -> Trouble | None:
         return Trouble("Failed", "it could not be run")
     if seen.spec.suspend:
         return Trouble("Suspended", "spec.suspend is true")
-    if seen.obstacle is not None:
-        return seen.obstacle
     if not seen.is_planned:
-        return Trouble("Planning", "its accounts become tasks")
+        return seen.obstacle or Trouble("Planning", "its accounts become tasks")
     if seen.job is None or seen.job.ready == 0:
-        return around.trouble or Trouble("Starting", "its pods start")
+        return seen.obstacle or around.trouble or Trouble("Starting", "its pods start")
     rows = _sources(seen, around)
     if rows and all(row.cool_until is not None for row in rows):
         return Trouble("Throttled", "; ".join(_cooling(row) for row in rows))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from operators import NOW_S, UID, closed_row, document, event, job_document, pod, row, source_row, unscheduled
 
 from crawlfleet.statuses import CrawlBatchStatus
-from crawlfleet.store.oversight import BatchRow
+from crawlfleet.store import oversight
+from crawlfleet.store.oversight import BatchRow, Levers
 from crawlfleet_operator import build, subjects
 from crawlfleet_operator.batches import Batches
 from crawlfleet_operator.build import Document, Images
@@ -35,6 +37,7 @@ class Stage:
         self.status = CrawlBatchStatus()
         self.sight = Sight()
         self.row = row(adapters=["noop"])
+        self.levers: Levers | None = None
         self.deleted: list[tuple[str, str, dict[str, str]]] = []
         self.see_batch({"sources": ["shop"]}, version=1)
         spec = {"adapter": "noop", "maxConcurrent": 4}
@@ -65,11 +68,22 @@ class Stage:
         return {one.type: (one.status, one.reason) for one in self.status.conditions or ()}
 
     async def __call__(self, do: Any, *args: Any) -> dict[str, BatchRow]:
+        if do is oversight.set_levers:
+            self.levers = args[1]
+            self.row = replace(self.row, worker_limit=args[1].worker_limit)
         return {UID: self.row}
 
     async def list(self, plural: str, namespace: str, **query: str) -> list[Document]:
         self._may(plural)
         return self.lists[plural]
+
+    async def patch(self, plural: str, namespace: str, name: str, change: Document) -> Document:
+        known = self.sight[Key(plural, namespace, name)]
+        metadata = {
+            **known["metadata"],
+            "resourceVersion": str(int(known["metadata"]["resourceVersion"]) + 1),
+        }
+        return {**known, "metadata": metadata, "spec": {**known["spec"], **change["spec"]}}
 
     async def apply(self, plural: str, made: Document) -> Document:
         self._may(plural)
@@ -160,3 +174,37 @@ def test_a_job_is_deleted_as_it_was_seen() -> None:
     stage.reconcile()
 
     assert stage.deleted == [("jobs", "nightly-1-2", {"uid": UID})]
+
+
+SPOILT = {"sources": ["shop"], "template": {"spec": {"containers": [{"name": "crawler", "env": "none"}]}}}
+
+
+def test_a_spoilt_template_keeps_no_lever_from_a_batch_that_runs() -> None:
+    """Its pods go on as they were; it may have to be suspended in a hurry."""
+    stage = Stage()
+    stage.see_job(ready=2, version=2)
+    stage.see_batch({**SPOILT, "suspend": True}, version=2)
+    found = stage.reconcile()
+
+    assert stage.levers == Levers(0, 10, None)
+    assert (found["Degraded"], found["Planned"]) == (("True", "Invalid"), ("True", "Planned"))
+
+
+def test_a_spoilt_template_makes_no_other_pods() -> None:
+    stage = Stage()
+    stage.see_job(ready=2, version=2)
+    stage.see_batch(SPOILT, version=2)
+    found = stage.reconcile()
+
+    assert (found["Degraded"], found["Progressing"]) == (("True", "Invalid"), ("True", "Running"))
+    assert stage.levers is None
+    stage.see_batch({"sources": ["shop"]}, version=3)
+    assert stage.reconcile()["Degraded"] == ("False", "AsWanted")
+
+
+def test_a_batch_with_a_spoilt_template_is_told_as_complete() -> None:
+    stage = Stage()
+    stage.row = closed_row(adapters=["noop"])
+    stage.see_batch(SPOILT, version=2)
+
+    assert stage.reconcile()["Complete"] == ("True", "AllSucceeded")
