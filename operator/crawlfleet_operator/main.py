@@ -20,6 +20,9 @@ from crawlfleet_operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
 
+DEPTH = 20_000
+"""The API server takes documents 10,000 levels deep; Python's own limit would let one of them end the operator."""
+
 
 def main() -> int:
     """Run until SIGTERM."""
@@ -27,6 +30,7 @@ def main() -> int:
         settings = OperatorSettings.from_environment(os.environ)
         logs.set_up(as_json=settings.log_json)
         _quieten_kopf()
+        sys.setrecursionlimit(DEPTH)
         asyncio.run(operate(settings))
     except CrawlfleetError as exc:
         print(f"crawlfleet-operator: {exc}", file=sys.stderr)

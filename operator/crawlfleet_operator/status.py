@@ -18,6 +18,8 @@ from crawlfleet_operator.times import written
 
 Truth = Literal["True", "False"]
 Statuses = CrawlBatchStatus | CrawlSourceStatus
+LONGEST = 1000
+"""Of the words about a spec: a path in it may be as long as it is deep."""
 ALWAYS = ("Planned", "Progressing", "Degraded", "Complete")
 """The others are shown once they were true."""
 
@@ -87,6 +89,7 @@ def unreadable(before: CrawlBatchStatus, trouble: Trouble, now_s: float) -> Craw
 def spoilt(before: CrawlBatchStatus, words: str, generation: int, now_s: float) -> CrawlBatchStatus:
     """A spec that the schema let through and that cannot be run as it stands; what runs goes on as it was, a new one heals."""
     now = before.model_copy(update={"observed_generation": generation})
+    words = words if len(words) <= LONGEST else words[: LONGEST - 1] + "…"
     if any((one.type, one.status) == ("Planned", "True") for one in before.conditions or ()):
         return unreadable(now, Trouble("Invalid", words), now_s)
     said = [

@@ -17,6 +17,7 @@ from fleet import API, Fleet, until
 
 ACCOUNTS = 100_000
 SPEC: dict[str, Any] = {"adapter": "noop", "maxConcurrent": 1}
+DEEP = 9_000
 HELD_UP_S = 0.5
 """Of the loop, by one callback. A busy machine stops a process for a tenth of a second; a plan takes some."""
 _SLOW = re.compile(r"Executing .* took ([\d.]+) seconds", re.DOTALL)
@@ -140,3 +141,18 @@ def foreign_job() -> Document:
         "metadata": {"name": "theirs", "labels": {"app.kubernetes.io/managed-by": "crawlfleet-operator"}},
         "spec": {"suspend": True, "template": {"spec": pod}},
     }
+
+
+def test_a_document_deeper_than_python_likes(namespace: Kubectl, operator: Outside) -> None:
+    """The API server takes it from anybody who may create a CrawlBatch; the others go on, also after a restart."""
+    deep = '{"a":' * DEEP + "1" + "}" * DEEP
+    spec = f'{{"sources":["small"],"template":{{"spec":{{"affinity":{deep}}}}}}}'
+    made = f'{{"apiVersion":"{API}","kind":"CrawlBatch","metadata":{{"name":"deep"}},"spec":{spec}}}'
+    path = f"/apis/{API}/namespaces/{namespace.namespace}/crawlbatches"
+    namespace("create", "--raw", path, "--filename=-", stdin=made)
+    namespace.wait("crawlbatch/deep", until="condition=Failed", timeout_s=30)
+    operator.kill()
+    operator.start()
+    namespace.apply(batch("small"))
+
+    namespace.wait("job/small-1-1", until="create", timeout_s=30)
