@@ -220,6 +220,7 @@ class Controller:
         sources_before, self._source_rows = self._source_rows, sources
         if was_down:
             log.info("database back")
+            self._sources.doubt()
             self._mark_all(BATCHES)
             self._mark_all(SOURCES)
         for uid, row in rows.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from crawlfleet import documents
@@ -89,6 +89,10 @@ class Sources:
         elif _has_proxies(document):
             self._mark_in(key, SECRETS_S)
 
+    def doubt(self) -> None:
+        """The database was away, and may have come back as it was before: each one is declared again."""
+        self._outcomes = {key: replace(outcome, fingerprint="") for key, outcome in self._outcomes.items()}
+
     def refusal(self, key: Key) -> str | None:
         """Why it is not available, if it was refused."""
         outcome = self._outcomes.get(key)
@@ -117,7 +121,7 @@ class Sources:
         return _Outcome(fingerprint, self._now())
 
     def _is_ours(self, key: Key) -> bool:
-        """Whether the database knows it still: it may have been restored."""
+        """Whether it belongs to us as far as is known."""
         row = self._rows().get(key.name)
         return row is None or row.namespace == key.namespace
 

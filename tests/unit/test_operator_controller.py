@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from operators import NOW_S, UID, document, row, source_row, tasks
 
+from crawlfleet.errors import DatabaseUnavailable
 from crawlfleet.store.oversight import BatchRow
-from crawlfleet_operator import metrics
+from crawlfleet_operator import controller, metrics
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.controller import Controller
 from crawlfleet_operator.database import TryAgain
@@ -203,6 +204,29 @@ def test_a_batch_whose_source_is_not_known_yet_is_looked_at_again(stage: Stage) 
     async def operate() -> None:
         await stage.controller.start()
         await asyncio.wait_for(is_planned.wait(), 9)
+        await stage.controller.stop()
+
+    stage.run(operate())
+
+
+def test_a_source_is_declared_again_in_a_database_that_was_away(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been restored, or be another one: nobody else would tell it of the source."""
+    monkeypatch.setattr(controller, "RESYNC_S", 0.05)
+    stage.lists["crawlsources"] = [source(version=1)]
+    stage.answers["sources"] = {"shop": source_row()}
+    declared = asyncio.Event()
+    stage.answers["_declare"] = lambda *_: declared.set()
+
+    async def operate() -> None:
+        await stage.controller.start()
+        await asyncio.wait_for(declared.wait(), 5)
+        stage.answers["sources"] = DatabaseUnavailable("gone")
+        await asyncio.sleep(0.2)
+        declared.clear()
+        stage.answers["sources"] = {}
+        await asyncio.wait_for(declared.wait(), 5)
         await stage.controller.stop()
 
     stage.run(operate())
