@@ -70,7 +70,8 @@ class Batches:
         except BadInput as exc:
             before = self._writer.before(key, CrawlBatchStatus)
             generation = document["metadata"]["generation"]
-            await self._writer.write(key, status.spoilt(before, str(exc), generation, self._now()))
+            words = status.spoilt(before, str(exc), generation, self._now())
+            await self._writer.write(key, document["metadata"]["uid"], words)
 
     def changed(self, key: Key) -> None:
         """What stood in the way may not any more: try at once."""
@@ -93,12 +94,20 @@ class Batches:
         memory = self._memory.setdefault(subject.uid, Memory(alive_s=self._now()))
         for _ in range(PASSES):
             seen, template = await self._see(subject, memory)
+            if not self._is_there(subject):
+                await self.forget(subject.uid)  # also what was planned since it was forgotten
+                return
             if not await self._take_all(subject, memory, template, seen, plan(seen)):
                 break
         seen = replace(seen, obstacle=memory.obstacle)
         await self._tell(subject, memory, seen)
         if (wait_s := again_s(seen)) is not None:
             self._mark_in(subject.key, wait_s)
+
+    def _is_there(self, subject: Subject) -> bool:
+        """Whether it was not deleted meanwhile; another one may have its name already."""
+        document = self._sight.get(subject.key)
+        return document is not None and document["metadata"]["uid"] == subject.uid
 
     async def _see(self, subject: Subject, memory: Memory) -> tuple[Observed, Document]:
         """What is known now, and what its pods shall be."""
@@ -165,4 +174,4 @@ class Batches:
             trouble=memory.trouble,
             rate=rate,
         )
-        await self._writer.write(subject.key, status.describe(seen, around))
+        await self._writer.write(subject.key, subject.uid, status.describe(seen, around))

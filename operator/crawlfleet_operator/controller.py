@@ -175,10 +175,12 @@ class Controller:
                 await self._sources.reconcile(key)
 
     async def _tell_down(self, key: Key, trouble: Trouble) -> None:
-        if key.kind == BATCHES and self._sight.get(key) is not None:
+        document = self._sight.get(key)
+        if key.kind == BATCHES and document is not None:
             before = self._writer.before(key, CrawlBatchStatus)
             if not any((c.type, c.status) == ("Complete", "True") for c in before.conditions or ()):
-                await self._writer.write(key, status.unreadable(before, trouble, self._now()))
+                told = status.unreadable(before, trouble, self._now())
+                await self._writer.write(key, document["metadata"]["uid"], told)
 
     # Everything.
 

@@ -83,7 +83,7 @@ class Sources:
             return
         outcome = await self._bring(key, document)
         self._outcomes[key] = outcome
-        await self._writer.write(key, self._describe(key, document, outcome))
+        await self._writer.write(key, document["metadata"]["uid"], self._describe(key, document, outcome))
         if not outcome.is_well:
             self._mark_in(key, RETRY_S)
         elif _has_proxies(document):

@@ -65,9 +65,10 @@ class StatusWriter:
         except ValidationError:  # by somebody else's hand: it is made anew
             return model()
 
-    async def write(self, key: Key, status: S) -> None:
-        """Write it, unless it says nothing new, or its object is gone."""
-        if (document := self._sight.get(key)) is None:
+    async def write(self, key: Key, uid: str, status: S) -> None:
+        """Write it, unless it says nothing new, or its object is gone, also if there is another one of that name."""
+        document = self._sight.get(key)
+        if document is None or document["metadata"]["uid"] != uid:
             return
         before = self.before(key, type(status))
         if status == before:
@@ -78,7 +79,6 @@ class StatusWriter:
             if 0 < wait_s <= COUNTS_S:  # longer: the clock was set back
                 self._mark_in(key, wait_s)
                 return
-        uid = document["metadata"]["uid"]
         shown = status.model_dump(mode="json", by_alias=True, exclude_none=True)
         change = status_of(KINDS[key.kind], document, shown)
         try:

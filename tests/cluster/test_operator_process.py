@@ -156,3 +156,25 @@ def test_a_document_deeper_than_python_likes(namespace: Kubectl, operator: Outsi
     namespace.apply(batch("small"))
 
     namespace.wait("job/small-1-1", until="create", timeout_s=30)
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_batch_that_is_made_anew_at_once(namespace: Kubectl, database: Fleet) -> None:
+    """Under the same name, so that its Job and its budget have the names of those that are still being deleted."""
+    namespace.apply(batch("small"))
+    namespace.wait("job/small-1-1", until="create", timeout_s=30)
+    namespace.wait("pdb/small", until="create", timeout_s=30)
+    for _ in range(3):
+        namespace("delete", "crawlbatch", "small", "--wait=false")
+        namespace.apply(batch("small"))
+    uid = namespace.get("crawlbatch", "small")["metadata"]["uid"]
+
+    def is_its_own(kind: str) -> bool:
+        owners = [one["metadata"]["ownerReferences"] for one in namespace.list(kind)]
+        return [[owner["uid"] for owner in each] for each in owners] == [[uid]]
+
+    until(lambda: is_its_own("jobs"), "its Job")
+    until(lambda: is_its_own("pdb"), "its budget")
+    assert namespace.get("crawlbatch", "small")["status"]["jobName"] == "small-1-1"
+    not_given_up = "select count(*) from batch where stop = 'none'"
+    until(lambda: database.scalar(not_given_up) == 1, "those before it are given up")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +38,8 @@ class Stage:
         self.status = CrawlBatchStatus()
         self.sight = Sight()
         self.row = row(adapters=["noop"])
+        self.on_call: dict[Any, Callable[[], object]] = {}
+        self.forgotten: list[str] = []
         self.levers: Levers | None = None
         self.deleted: list[tuple[str, str, dict[str, str]]] = []
         self.see_batch({"sources": ["shop"]}, version=1)
@@ -68,6 +71,9 @@ class Stage:
         return {one.type: (one.status, one.reason) for one in self.status.conditions or ()}
 
     async def __call__(self, do: Any, *args: Any) -> dict[str, BatchRow]:
+        self.on_call.get(do, lambda: None)()
+        if do is oversight.forget_batch:
+            self.forgotten.append(args[0])
         if do is oversight.set_levers:
             self.levers = args[1]
             self.row = replace(self.row, worker_limit=args[1].worker_limit)
@@ -99,7 +105,7 @@ class Stage:
     def before(self, key: Key, model: type[CrawlBatchStatus]) -> CrawlBatchStatus:
         return self.status
 
-    async def write(self, key: Key, status: CrawlBatchStatus) -> None:
+    async def write(self, key: Key, uid: str, status: CrawlBatchStatus) -> None:
         self.status = status
 
 
@@ -208,3 +214,13 @@ def test_a_batch_with_a_spoilt_template_is_told_as_complete() -> None:
     stage.see_batch(SPOILT, version=2)
 
     assert stage.reconcile()["Complete"] == ("True", "AllSucceeded")
+
+
+def test_a_batch_that_was_deleted_while_it_was_planned_is_forgotten_again() -> None:
+    """It was forgotten when there was nothing in the database yet; no Job is made for it, and nothing told."""
+    stage = Stage()
+    stage.on_call = {oversight.look: lambda: stage.sight.drop(KEY)}
+    asyncio.run(stage.batches.reconcile(KEY))
+
+    assert stage.forgotten == [UID]
+    assert stage.status == CrawlBatchStatus()

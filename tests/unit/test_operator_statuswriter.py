@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from operators import NOW_S, condition, document
+from operators import NOW_S, UID, condition, document
 
 from crawlfleet.statuses import CrawlBatchStatus, CrawlSourceStatus
 from crawlfleet_operator.build import Document
@@ -28,6 +28,7 @@ class Stage:
     marked: list[tuple[Key, float]] = field(default_factory=list)
     refused: dict[str, Refused] = field(default_factory=dict)
     now_s: float = NOW_S
+    uid: str = UID
 
     def __post_init__(self) -> None:
         self.sight = Sight()
@@ -43,7 +44,8 @@ class Stage:
         self.marked.append((key, seconds))
 
     def write(self, *conditions: Any, **fields: Any) -> None:
-        asyncio.run(self.writer.write(KEY, CrawlBatchStatus(conditions=conditions or None, **fields)))
+        status = CrawlBatchStatus(conditions=conditions or None, **fields)
+        asyncio.run(self.writer.write(KEY, self.uid, status))
 
     async def apply_status(self, plural: str, change: Document) -> Document:
         if "status" in self.refused:
@@ -202,6 +204,9 @@ def test_an_object_of_the_same_name_begins_anew() -> None:
     stage.sight.put("crawlbatches", document(version=99, uid="another"))
 
     assert stage.writer.before(KEY, CrawlBatchStatus) == CrawlBatchStatus()
+    stage.write(DEGRADED, phase="Running")
+    assert stage.what == ["status", "event"], "what is said of the one before it is not said of this one"
+    stage.uid = "another"
     stage.write(RUNS, phase="Running")
     assert stage.what == ["status", "event"] * 2
 
@@ -237,7 +242,7 @@ def test_a_status_that_we_did_not_write_is_read_as_far_as_it_goes(
 def test_a_source_has_a_status_too() -> None:
     stage, key = Stage(), Key("crawlsources", "crawl", "shop")
     stage.sight.put("crawlsources", document("shop"))
-    asyncio.run(stage.writer.write(key, CrawlSourceStatus(throttled=3)))
+    asyncio.run(stage.writer.write(key, UID, CrawlSourceStatus(throttled=3)))
 
     assert (stage.last["kind"], stage.last["status"]) == ("CrawlSource", {"throttled": 3})
 
