@@ -13,6 +13,8 @@ from crawlfleet_operator.controller import Controller
 
 GROUP, VERSION = API_VERSION.split("/")
 REQUEST_S = 30.0
+RESTART_S = 5.0
+"""After a start that failed, as by an API server that is just being restarted: nothing is watched until then."""
 PREFIX = "operator.crawlfleet.dev"
 
 
@@ -20,7 +22,7 @@ def registry() -> kopf.OperatorRegistry:
     """What is watched, and who is told; the Controller is kopf's memo."""
     made = kopf.OperatorRegistry()
     kopf.on.login(registry=made)(login)
-    kopf.on.startup(registry=made)(begin)
+    kopf.on.startup(registry=made, backoff=RESTART_S)(begin)
     kopf.on.cleanup(registry=made)(end)
     kopf.on.event(GROUP, VERSION, BATCHES, registry=made)(batch_event)
     kopf.on.event(GROUP, VERSION, SOURCES, registry=made)(source_event)

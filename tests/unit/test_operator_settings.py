@@ -146,3 +146,11 @@ def test_handlers_only_watch() -> None:
     assert len(registry._watching.get_all_handlers()) == 3
     for others in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert not others.get_all_handlers()
+
+
+def test_a_start_that_failed_is_tried_again_soon() -> None:
+    """kopf would wait a minute, in which nothing is watched and /healthz goes bad."""
+    (begin,) = (one for one in handlers.registry()._activities.get_all_handlers() if one.id == "begin")
+
+    assert begin.backoff is not None
+    assert begin.backoff <= 10
