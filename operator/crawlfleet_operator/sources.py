@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SECRETS_S = 60.0
 """How often the Secrets of a source's proxies are read again."""
+PROXY_KEYS = ("url", "username", "password")
 RETRY_S = 10.0
 """After a refusal: whoever removes its cause waits no longer than this."""
 
@@ -199,9 +200,7 @@ def _reason(exc: BadInput) -> str:
 
 def _fingerprint(source: CrawlSource, secrets: dict[str, Secret]) -> str:
     """What was declared, without a secret in it."""
-    values = {
-        name: {key: secret.text(key) for key in sorted(secret.data)} for name, secret in secrets.items()
-    }
+    values = {name: {key: secret.text(key) for key in PROXY_KEYS} for name, secret in secrets.items()}
     return sha256(f"{source.spec.model_dump_json()}{values}".encode()).hexdigest()
 
 

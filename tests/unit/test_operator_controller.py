@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class Stage:
             "_declare": None,
             "_housekeep": None,
         }
+        self.secret: Document = {}
         self.asked: list[tuple[str, tuple[Any, ...]]] = []
         self.phases: Callable[[], Iterable[str]] = list
         self.rows: Callable[[], Iterable[BatchRow]] = list
@@ -72,6 +74,9 @@ class Stage:
 
     async def create(self, plural: str, namespace: str, made: Document) -> None:
         pass
+
+    async def get(self, plural: str, namespace: str, name: str) -> Document:
+        return self.secret
 
     def close(self) -> Awaitable[None]:
         """Of the database at once, of the cluster when it is awaited."""
@@ -103,8 +108,9 @@ def batch(name: str = "nightly", *, version: int, uid: str = UID, suspend: bool 
     return made
 
 
-def source(*, version: int) -> Document:
-    return document("shop", version=version, kind="CrawlSource", spec={"adapter": "noop", "maxConcurrent": 4})
+def source(*, version: int, **more: Any) -> Document:
+    spec = {"adapter": "noop", "maxConcurrent": 4, **more}
+    return document("shop", version=version, kind="CrawlSource", spec=spec)
 
 
 def test_a_deletion_that_is_told_late_is_none_of_its_namesakes(stage: Stage) -> None:
@@ -227,6 +233,24 @@ def test_a_source_is_declared_again_in_a_database_that_was_away(
         declared.clear()
         stage.answers["sources"] = {}
         await asyncio.wait_for(declared.wait(), 5)
+        await stage.controller.stop()
+
+    stage.run(operate())
+
+
+def test_a_proxys_secret_may_hold_something_else(stage: Stage) -> None:
+    """Its other keys are none of ours: a certificate has many lines, a key store is no text."""
+    values = {"url": b"http://proxy:3128", "username": b"", "password": b"", "store": b"\xff\x00"}
+    stage.secret = {"data": {key: b64encode(value).decode() for key, value in values.items()}}
+    stage.lists["crawlsources"] = [
+        source(version=1, egresses=[{"name": "a", "proxySecretRef": {"name": "exit"}}])
+    ]
+    declared = asyncio.Event()
+    stage.answers["_declare"] = lambda *_: declared.set()
+
+    async def operate() -> None:
+        await stage.controller.start()
+        await asyncio.wait_for(declared.wait(), 2)
         await stage.controller.stop()
 
     stage.run(operate())
