@@ -18,8 +18,8 @@ from crawlfleet.store.oversight import BatchRow, SourceRow
 from crawlfleet_operator import build, status, subjects
 from crawlfleet_operator.build import Document, Images
 from crawlfleet_operator.database import Database
-from crawlfleet_operator.effects import REFUSED, Effects, NotYet, Obstacle
-from crawlfleet_operator.plan import LookAtPods, Observed, PlanTasks, Step, Trouble, again_s, plan
+from crawlfleet_operator.effects import Effects, NotYet, Obstacle
+from crawlfleet_operator.plan import REFUSED, LookAtPods, Observed, PlanTasks, Step, Trouble, again_s, plan
 from crawlfleet_operator.sight import Key, Sight
 from crawlfleet_operator.statuswriter import StatusWriter
 from crawlfleet_operator.subjects import Memory, Subject
@@ -147,7 +147,7 @@ class Batches:
         """Take the steps; whether another look is worth while now."""
         if PlanTasks() in steps and seen.status.phase is None:
             await self._tell(subject, memory, seen)  # a big plan takes seconds
-        changed = False
+        changed = lacks_words = False
         for step in steps:
             if not isinstance(step, LookAtPods):
                 log.info("step", extra={"batch": str(subject.key), "step": str(step)})
@@ -159,8 +159,10 @@ class Batches:
             except Obstacle as exc:
                 memory.obstacle = Trouble(exc.reason, str(exc), self._now())
                 log.warning("held up", extra={"batch": str(subject.key), "reason": exc.reason})
-                return False
-        if memory.obstacle is not None and memory.obstacle.reason == REFUSED:
+                if not isinstance(step, LookAtPods):
+                    return False
+                lacks_words = True
+        if not lacks_words and memory.obstacle is not None and memory.obstacle.reason == REFUSED:
             memory.obstacle = None
         return changed
 

@@ -15,6 +15,7 @@ from crawlfleet_operator.build import Document, Images
 from crawlfleet_operator.cluster import BATCHES, SOURCES, Cluster, Refused, in_namespace
 from crawlfleet_operator.database import PLANNERS, Database
 from crawlfleet_operator.plan import (
+    REFUSED,
     CreateJob,
     DeleteBatch,
     DeleteJob,
@@ -29,8 +30,6 @@ from crawlfleet_operator.plan import (
 from crawlfleet_operator.sight import Key, Sight
 from crawlfleet_operator.subjects import Memory, Subject
 
-REFUSED = "Refused"
-"""The reason while the API server does not take some other step than a Job: it is over when every step is taken."""
 LOOK_S = 10.0
 """Between two looks at the pods of one batch."""
 

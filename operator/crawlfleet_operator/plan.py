@@ -15,6 +15,8 @@ from crawlfleet.store.batches import Counts
 from crawlfleet.store.oversight import BatchRow, Levers
 from crawlfleet_operator.times import seconds
 
+REFUSED = "Refused"
+"""The reason while the API server does not take some other step than a Job: it is over when every step is taken."""
 RETRY_S = 10.0
 """After an obstacle: whoever removes it waits no longer than this."""
 RESTART_S = 60.0
@@ -245,7 +247,9 @@ def _unplanned(seen: Observed) -> list[Step]:
 
 def _may_try(seen: Observed) -> bool:
     """Also if the clock was set back: who waits for it then waits for as long as that."""
-    return seen.obstacle is None or not 0 <= seen.now_s - seen.obstacle.at_s < RETRY_S
+    if seen.obstacle is None or seen.obstacle.reason == REFUSED:
+        return True
+    return not 0 <= seen.now_s - seen.obstacle.at_s < RETRY_S
 
 
 def _closed(seen: Observed) -> list[Step]:

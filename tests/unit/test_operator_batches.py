@@ -41,6 +41,7 @@ class Stage:
         self.on_call: dict[Any, Callable[[], object]] = {}
         self.forgotten: list[str] = []
         self.levers: Levers | None = None
+        self.made: list[str] = []
         self.deleted: list[tuple[str, str, dict[str, str]]] = []
         self.see_batch({"sources": ["shop"]}, version=1)
         spec = {"adapter": "noop", "maxConcurrent": 4}
@@ -91,9 +92,19 @@ class Stage:
         }
         return {**known, "metadata": metadata, "spec": {**known["spec"], **change["spec"]}}
 
+    async def get(self, plural: str, namespace: str, name: str) -> Document:
+        return {"data": {"database-url": "", "keys": ""}}
+
+    async def try_out(self, plural: str, namespace: str, made: Document) -> None:
+        """It would be taken."""
+
     async def apply(self, plural: str, made: Document) -> Document:
         self._may(plural)
-        return made
+        if plural != "jobs":
+            return made
+        self.made.append(made["metadata"]["name"])
+        known = {"uid": "its-own", "resourceVersion": "9", "creationTimestamp": written(self.now_s)}
+        return {**made, "metadata": {**made["metadata"], **known}}
 
     async def delete(self, plural: str, namespace: str, name: str, **only: str) -> None:
         self.deleted.append((plural, name, only))
@@ -224,3 +235,13 @@ def test_a_batch_that_was_deleted_while_it_was_planned_is_forgotten_again() -> N
 
     assert stage.forgotten == [UID]
     assert stage.status == CrawlBatchStatus()
+
+
+def test_a_job_is_made_though_nobody_may_tell_why_the_last_one_failed() -> None:
+    stage = Stage()
+    failed = {"type": "Failed", "status": "True", "lastTransitionTime": written(NOW_S - 100)}
+    stage.sight.put("jobs", job_document(version=2, conditions=[failed]))
+    stage.refuses = {"pods"}
+    stage.reconcile()
+
+    assert stage.made == ["nightly-1-3"]
