@@ -240,6 +240,8 @@ def plan(seen: Observed) -> list[Step]:
 
 
 def _unplanned(seen: Observed) -> list[Step]:
+    if _is_past_its_time(seen):
+        return [DeleteBatch()]
     if seen.has_failed or seen.spec.suspend or not _may_try(seen):
         return []
     return [PlanTasks()]
@@ -269,8 +271,17 @@ def _is_left_over(seen: Observed, job: JobView) -> bool:
 
 
 def _is_past_its_time(seen: Observed) -> bool:
-    ttl_s, closed_s = seen.spec.ttl_seconds_after_finished, seen.row.closed_at if seen.row else None
-    return ttl_s is not None and closed_s is not None and seen.now_s >= closed_s + ttl_s
+    goes_s = _goes_s(seen)
+    return goes_s is not None and seen.now_s >= goes_s
+
+
+def _goes_s(seen: Observed) -> float | None:
+    """When its time to live is over: since it closed, or since it failed before it was ever planned."""
+    if seen.is_planned:
+        ended_s = seen.row.closed_at if seen.row else None
+    else:
+        ended_s = (seen.since_s("Failed", "True") or seen.start_by_s) if seen.has_failed else None
+    return _after(ended_s, seen.spec.ttl_seconds_after_finished)
 
 
 def _running(seen: Observed, row: BatchRow) -> list[Step]:
@@ -357,8 +368,8 @@ def _due_s(seen: Observed) -> list[float | None]:
     if row is not None and row.state == "closed":
         leaves = row.closed_at + ENDING_S if row.closed_at and any(not j.ended for j in seen.jobs) else None
         goes = seen.now_s + RETRY_S if _is_past_its_time(seen) else None
-        return [_after(row.closed_at, spec.ttl_seconds_after_finished), goes, leaves, again]
-    due = [_after(seen.started_s, spec.active_deadline_seconds), seen.start_by_s, again]
+        return [_goes_s(seen), goes, leaves, again]
+    due = [_goes_s(seen), _after(seen.started_s, spec.active_deadline_seconds), seen.start_by_s, again]
     if job is not None and job.ended:
         due.append(job.ended_s + RESTART_S)
     elif job is not None and row is not None:

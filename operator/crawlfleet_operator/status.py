@@ -239,6 +239,8 @@ def _lacks(seen: Observed, around: Surroundings) -> Trouble | None:
 def _complete(seen: Observed) -> Said:
     row = seen.row
     if row is None or row.state != "closed" or seen.has_failed:
+        if seen.has_failed:
+            return Said("Complete", "False", "Failed")
         return Said("Complete", "False", "Running" if seen.is_planned else "NotPlanned")
     sums = progress(row.counts)
     reason = ALL_SUCCEEDED if sums.done == row.total else WITH_FAILURES

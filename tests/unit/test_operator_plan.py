@@ -30,6 +30,7 @@ from crawlfleet_operator.plan import (
     ENDING_S,
     RESTART_S,
     RETRY_S,
+    START_DEADLINE,
     TROUBLE_S,
     CreateJob,
     DeleteBatch,
@@ -99,6 +100,13 @@ def failed(ago_s: float, **changed: Any) -> Observed:
 def steps_of(observed: Observed) -> list[Step]:
     """Without the looks at pods, which change nothing."""
     return [step for step in plan(observed) if not isinstance(step, LookAtPods)]
+
+
+def failed_unplanned(*, ago_s: float, ttl_s: int) -> Observed:
+    """No worker began in time, since nobody could plan it."""
+    failed = status(condition("Failed", "True", START_DEADLINE, ago_s=ago_s), start_time=None)
+    spec = {"startDeadlineSeconds": 1, "ttlSecondsAfterFinished": ttl_s}
+    return new(spec=spec, status=failed, created_s=NOW_S - 900)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +270,10 @@ def steps_of(observed: Observed) -> list[Step]:
         ),
         pytest.param(new(spec={"startDeadlineSeconds": 1}), [], id="too-late-to-be-planned"),
         pytest.param(
+            failed_unplanned(ago_s=20, ttl_s=20), [DeleteBatch()], id="what-was-never-planned-goes-too"
+        ),
+        pytest.param(failed_unplanned(ago_s=20, ttl_s=21), [], id="what-was-never-planned-stays-its-time"),
+        pytest.param(
             seen(spec={"startDeadlineSeconds": 1}), [], id="the-start-deadline-is-met-once-a-worker-has-begun"
         ),
         pytest.param(
@@ -373,6 +385,12 @@ def test_pods_are_looked_at_when_they_should_be_ready(observed: Observed, looks:
         pytest.param(seen(spec={"activeDeadlineSeconds": 90}), 40, id="the-active-deadline"),
         pytest.param(seen(spec={"activeDeadlineSeconds": 50}), None, id="the-active-deadline-is-over"),
         pytest.param(new(spec={"startDeadlineSeconds": 90}), 89, id="the-start-deadline"),
+        pytest.param(
+            new(spec={"startDeadlineSeconds": 1, "ttlSecondsAfterFinished": 9}, created_s=NOW_S - 5),
+            5,
+            id="the-time-to-live-of-what-fails-now",
+        ),
+        pytest.param(failed_unplanned(ago_s=20, ttl_s=50), 30, id="the-time-to-live-of-what-has-failed"),
         pytest.param(
             new(
                 spec={"startDeadlineSeconds": 90},
