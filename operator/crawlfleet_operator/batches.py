@@ -18,16 +18,19 @@ from crawlfleet.store.oversight import BatchRow, SourceRow
 from crawlfleet_operator import build, status, subjects
 from crawlfleet_operator.build import Document, Images
 from crawlfleet_operator.database import Database
-from crawlfleet_operator.effects import REFUSED, Effects, NotYet, Obstacle
-from crawlfleet_operator.plan import LookAtPods, Observed, PlanTasks, Step, Trouble, again_s, plan
+from crawlfleet_operator.effects import Effects, NotYet, Obstacle
+from crawlfleet_operator.plan import REFUSED, LookAtPods, Observed, PlanTasks, Step, Trouble, again_s, plan
 from crawlfleet_operator.sight import Key, Sight
 from crawlfleet_operator.statuswriter import StatusWriter
 from crawlfleet_operator.subjects import Memory, Subject
 
 log = logging.getLogger(__name__)
 
+INVALID = "Invalid"
 PASSES = 6
 """Steps may make others due; so often in a row at most."""
+NOT_YET_S = 2.0
+"""What has to come first usually marks the batch when it has come; it may have failed to."""
 KEEP_S = 7 * 86_400
 """How long a batch's tasks outlive its CrawlBatch."""
 
@@ -67,7 +70,8 @@ class Batches:
         except BadInput as exc:
             before = self._writer.before(key, CrawlBatchStatus)
             generation = document["metadata"]["generation"]
-            await self._writer.write(key, status.spoilt(before, str(exc), generation, self._now()))
+            words = status.spoilt(before, str(exc), generation, self._now())
+            await self._writer.write(key, document["metadata"]["uid"], words)
 
     def changed(self, key: Key) -> None:
         """What stood in the way may not any more: try at once."""
@@ -90,12 +94,20 @@ class Batches:
         memory = self._memory.setdefault(subject.uid, Memory(alive_s=self._now()))
         for _ in range(PASSES):
             seen, template = await self._see(subject, memory)
+            if not self._is_there(subject):
+                await self.forget(subject.uid)  # also what was planned since it was forgotten
+                return
             if not await self._take_all(subject, memory, template, seen, plan(seen)):
                 break
         seen = replace(seen, obstacle=memory.obstacle)
         await self._tell(subject, memory, seen)
         if (wait_s := again_s(seen)) is not None:
             self._mark_in(subject.key, wait_s)
+
+    def _is_there(self, subject: Subject) -> bool:
+        """Whether it was not deleted meanwhile; another one may have its name already."""
+        document = self._sight.get(subject.key)
+        return document is not None and document["metadata"]["uid"] == subject.uid
 
     async def _see(self, subject: Subject, memory: Memory) -> tuple[Observed, Document]:
         """What is known now, and what its pods shall be."""
@@ -104,15 +116,24 @@ class Batches:
         if row is not None:
             self.note(row)
         needs_chrome = row is not None and any(needs_browser(adapter) for adapter in row.adapters)
-        template = build.pod_template(subject.batch, subject.uid, self._images, needs_chrome=needs_chrome)
         now_s = self._now()
+        template: Document = {}
+        try:
+            template = build.pod_template(subject.batch, subject.uid, self._images, needs_chrome=needs_chrome)
+        except BadInput as exc:
+            if row is None or row.state == "planning":
+                raise
+            memory.obstacle = Trouble(INVALID, str(exc), now_s)  # its levers work all the same
+        else:
+            if memory.obstacle is not None and memory.obstacle.reason == INVALID:
+                memory.obstacle = None
         seen = Observed(
             spec=subject.batch.spec,
             status=self._writer.before(subject.key, CrawlBatchStatus),
             created_s=subject.created_s,
             row=row,
             jobs=self._sight.jobs(subject.uid),
-            digest=build.digest(template),
+            digest=build.digest(template) if template else None,
             obstacle=memory.obstacle,
             alone_s=now_s - memory.alive_s,
             budget=memory.budget,
@@ -126,19 +147,22 @@ class Batches:
         """Take the steps; whether another look is worth while now."""
         if PlanTasks() in steps and seen.status.phase is None:
             await self._tell(subject, memory, seen)  # a big plan takes seconds
-        changed = False
+        changed = lacks_words = False
         for step in steps:
             if not isinstance(step, LookAtPods):
                 log.info("step", extra={"batch": str(subject.key), "step": str(step)})
             try:
                 changed |= await self._effects.take(subject, memory, template, seen, step)
             except NotYet:
+                self._mark_in(subject.key, NOT_YET_S)
                 return False
             except Obstacle as exc:
                 memory.obstacle = Trouble(exc.reason, str(exc), self._now())
                 log.warning("held up", extra={"batch": str(subject.key), "reason": exc.reason})
-                return False
-        if memory.obstacle is not None and memory.obstacle.reason == REFUSED:
+                if not isinstance(step, LookAtPods):
+                    return False
+                lacks_words = True
+        if not lacks_words and memory.obstacle is not None and memory.obstacle.reason == REFUSED:
             memory.obstacle = None
         return changed
 
@@ -152,4 +176,4 @@ class Batches:
             trouble=memory.trouble,
             rate=rate,
         )
-        await self._writer.write(subject.key, status.describe(seen, around))
+        await self._writer.write(subject.key, subject.uid, status.describe(seen, around))

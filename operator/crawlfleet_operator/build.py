@@ -22,7 +22,8 @@ BATCH_UID = f"{GROUP}/batch-uid"
 BATCH, ROUND, REVISION = f"{GROUP}/batch", f"{GROUP}/round", f"{GROUP}/revision"
 DIGEST = f"{GROUP}/template-digest"
 OURS = {"app.kubernetes.io/name": "crawlfleet", "app.kubernetes.io/managed-by": MANAGER}
-MANAGED = f"app.kubernetes.io/managed-by={MANAGER}"
+MANAGED = f"app.kubernetes.io/managed-by={MANAGER},{BATCH},{BATCH_UID},{ROUND},{REVISION}"
+"""Finds our Jobs, and no other that only says so: each has all labels that we read."""
 CRAWLER, CHROME = "crawler", "chrome"
 SECRETS = "/etc/crawlfleet"
 GRACE_S = 140
@@ -270,7 +271,7 @@ def _volumes(images: Images, *, needs_chrome: bool) -> list[Document]:
 
 
 def _merged(ours: Any, own: Any, path: str = "template") -> Any:
-    """As a strategic merge: maps by key, lists of named things by name, everything else is replaced.
+    """As a strategic merge: maps by key, lists of named things by name (mounts by path), everything else is replaced.
 
     Raises BadInput where the one is a map or such a list and the other is not.
     """
@@ -278,14 +279,17 @@ def _merged(ours: Any, own: Any, path: str = "template") -> Any:
         if not isinstance(own, Mapping):
             raise BadInput(f"{path}: expected a mapping")
         return {**ours, **{key: _merged(ours.get(key), value, f"{path}.{key}") for key, value in own.items()}}
-    if _is_named(ours):
-        if not _is_named(own):
-            raise BadInput(f"{path}: expected a list of mappings, each with a name")
-        mine = {one["name"]: one for one in ours}
-        named = {one["name"]: _merged(mine.get(one["name"]), one, f"{path}[{one['name']}]") for one in own}
+    key = "mountPath" if path.endswith(".volumeMounts") else "name"
+    if _is_named(ours, key):
+        if not _is_named(own, key):
+            raise BadInput(f"{path}: expected a list of mappings, each with a {key}")
+        mine = {one[key]: one for one in ours}
+        named = {one[key]: _merged(mine.get(one[key]), one, f"{path}[{one[key]}]") for one in own}
         return list((mine | named).values())
     return own
 
 
-def _is_named(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) and "name" in one for one in value)
+def _is_named(value: Any, key: str) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get(key), str) for one in value
+    )

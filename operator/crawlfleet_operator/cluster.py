@@ -34,6 +34,11 @@ class Refused(CrawlfleetError):
         """There is no such thing, or no longer."""
         return self.status == 404
 
+    @property
+    def is_conflict(self) -> bool:
+        """It is not what we took it for: somebody has changed it, or made another one of that name."""
+        return self.status == 409
+
 
 class Unanswered(CrawlfleetError):
     """The API server, or something on the way there, did not answer as one does."""
@@ -91,12 +96,15 @@ class Cluster:
     async def create(self, plural: str, namespace: str, document: Document) -> None:
         await self._call("POST", _path(plural, namespace), document)
 
-    async def delete(self, plural: str, namespace: str, name: str) -> None:
-        """With all that it owns; nothing happens if it is gone already."""
+    async def delete(self, plural: str, namespace: str, name: str, **only: str) -> None:
+        """With all that it owns; nothing happens if it is gone already, or is not of that `uid` or `resourceVersion`."""
+        options: Document = {"propagationPolicy": "Background"}
+        if only:
+            options["preconditions"] = only
         try:
-            await self._call("DELETE", _path(plural, namespace, name), {"propagationPolicy": "Background"})
+            await self._call("DELETE", _path(plural, namespace, name), options)
         except Refused as exc:
-            if not exc.is_gone:
+            if not (exc.is_gone or exc.is_conflict):
                 raise
 
     async def _call(
@@ -150,7 +158,7 @@ def in_namespace(namespace: str, document: Document) -> Document:
     return {**document, "metadata": {**document["metadata"], "namespace": namespace}}
 
 
-def status_of(kind: str, namespace: str, name: str, status: Mapping[str, Any]) -> Document:
-    """A status to be applied."""
-    metadata = {"name": name, "namespace": namespace}
+def status_of(kind: str, document: Document, status: Mapping[str, Any]) -> Document:
+    """A status to be applied to that version of it: the uid would not keep it from another one of that name."""
+    metadata = {key: document["metadata"][key] for key in ("name", "namespace", "resourceVersion")}
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "status": dict(status)}

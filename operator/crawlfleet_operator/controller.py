@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
-
-from prometheus_client import REGISTRY
 
 from crawlfleet.errors import CrawlfleetError, DatabaseUnavailable
 from crawlfleet.statuses import CrawlBatchStatus
@@ -95,7 +93,7 @@ class Controller:
             now=now,
         )
         self._resyncing: asyncio.Task[None] | None = None
-        REGISTRY.register(metrics.FleetCollector(self._phases, lambda: list(self._rows.values())))
+        self.collector = metrics.FleetCollector(self.phases, self.shown)
 
     async def start(self) -> None:
         """See everything once, then go on for ever."""
@@ -118,12 +116,12 @@ class Controller:
 
     async def saw(self, kind: str, what: str | None, document: Document) -> None:
         """An object was added, changed or DELETED (or is there, None)."""
+        key = Key.of(kind, document)
         if what == "DELETED":
-            self._sight.drop(Key.of(kind, document))
-            await self._gone(Key.of(kind, document), document)
+            await self._gone(key, document, is_free=self._sight.bury(key, document))
             return
-        known = self._sight.get(Key.of(kind, document))
-        if (key := self._sight.put(kind, document)) is None:
+        known = self._sight.get(key)
+        if self._sight.put(kind, document) is None:
             return
         if kind == BATCHES and (known is None or _generation(known) != _generation(document)):
             self._batches.changed(key)
@@ -132,12 +130,14 @@ class Controller:
         elif known is None or _generation(known) != _generation(document) or _is_ending(document):
             self._work.mark(key)
 
-    async def _gone(self, key: Key, document: Document) -> None:
+    async def _gone(self, key: Key, document: Document, *, is_free: bool = True) -> None:
+        """`is_free`: no other one has its name yet."""
         if key.kind == JOBS:
             self._work.mark(_batch_of(document))
             return
-        self._work.forget(key)
-        self._writer.forget(key)
+        if is_free:
+            self._work.forget(key)
+            self._writer.forget(key)
         try:
             if key.kind == BATCHES:
                 self._rows.pop(document["metadata"]["uid"], None)
@@ -171,10 +171,12 @@ class Controller:
                 await self._sources.reconcile(key)
 
     async def _tell_down(self, key: Key, trouble: Trouble) -> None:
-        if key.kind == BATCHES and self._sight.get(key) is not None:
+        document = self._sight.get(key)
+        if key.kind == BATCHES and document is not None:
             before = self._writer.before(key, CrawlBatchStatus)
             if not any((c.type, c.status) == ("Complete", "True") for c in before.conditions or ()):
-                await self._writer.write(key, status.unreadable(before, trouble, self._now()))
+                told = status.unreadable(before, trouble, self._now())
+                await self._writer.write(key, document["metadata"]["uid"], told)
 
     # Everything.
 
@@ -214,6 +216,7 @@ class Controller:
         sources_before, self._source_rows = self._source_rows, sources
         if was_down:
             log.info("database back")
+            self._sources.doubt()
             self._mark_all(BATCHES)
             self._mark_all(SOURCES)
         for uid, row in rows.items():
@@ -226,6 +229,7 @@ class Controller:
 
     async def _relist(self) -> None:
         """List everything, in each namespace: what a watch did not tell is seen, what is gone is forgotten."""
+        suspects = await self._suspects()
         for kind, query in ((SOURCES, {}), (BATCHES, {}), (JOBS, {"labelSelector": MANAGED})):
             before = dict(self._sight.of_kind(kind))
             documents = [
@@ -238,22 +242,33 @@ class Controller:
             for key, document in self._sight.drop_missing(kind, documents, before):
                 await self._gone(key, document)
         self._relisted_s = time.monotonic()
-        await self._forget_orphans()
+        await self._forget_orphans(*suspects)
 
-    async def _forget_orphans(self) -> None:
-        """Batches and sources of the database whose objects were deleted while nobody watched."""
+    async def _suspects(self) -> tuple[list[str], list[Key]]:
+        """What the database has before the cluster is asked: what came later, another operator may have brought."""
         try:
-            for uid in await self._database(oversight.orphaned_batches, self._namespaces(), self._uids()):
-                if uid not in self._uids():  # it may have come meanwhile
-                    await self._batches.forget(uid)
-            for name, namespace in await self._database(oversight.claimed_sources, self._namespaces()):
-                if self._sight.get(key := Key(SOURCES, namespace, name)) is None:
-                    await self._sources.forget(key)
+            uids = await self._database(oversight.orphaned_batches, self._namespaces(), [])
+            claims = await self._database(oversight.claimed_sources, self._namespaces())
         except CrawlfleetError as exc:
             log.warning("orphans not looked for", extra={"error": str(exc)})
+            return [], []
+        return uids, [Key(SOURCES, namespace, name) for name, namespace in claims]
 
-    def _uids(self) -> list[str]:
-        return [document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)]
+    async def _forget_orphans(self, uids: Collection[str], sources: Collection[Key]) -> None:
+        """Batches and sources of the database whose objects were deleted while nobody watched."""
+        known = self._uids()
+        try:
+            for uid in uids:
+                if uid not in known:
+                    await self._batches.forget(uid)
+            for key in sources:
+                if self._sight.get(key) is None:
+                    await self._sources.forget(key)
+        except CrawlfleetError as exc:
+            log.warning("orphans not forgotten yet", extra={"error": str(exc)})
+
+    def _uids(self) -> set[str]:
+        return {document["metadata"]["uid"] for _, document in self._sight.of_kind(BATCHES)}
 
     def _mark_all(self, kind: str) -> None:
         for key, _ in self._sight.of_kind(kind):
@@ -262,7 +277,13 @@ class Controller:
     def _namespaces(self) -> list[str] | None:
         return list(self._settings.namespaces) or None
 
-    def _phases(self) -> list[str]:
+    def shown(self) -> list[BatchRow]:
+        """Of every CrawlBatch that is there. A batch whose CrawlBatch is gone keeps its tasks for days; the next of its name would have the same series."""
+        known = self._uids()
+        return [row for row in list(self._rows.values()) if row.uid in known]
+
+    def phases(self) -> list[str]:
+        """Of every CrawlBatch."""
         found = self._sight.of_kind(BATCHES)
         return [document.get("status", {}).get("phase", "Pending") for _, document in found]
 

@@ -68,6 +68,9 @@ class Database:
             return do(conn, *args, **kwargs)
         except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
             raise unavailable(exc) if conn.closed else TryAgain(first_line(exc)) from exc
+        except psycopg.errors.ReadOnlySqlTransaction as exc:  # a standby by now: the primary is elsewhere
+            conn.close()
+            raise unavailable(exc) from exc
 
     def _connection(self) -> Connection:
         """This thread's; one that is new, or was lost, is first asked for its schema."""

@@ -13,8 +13,9 @@ from crawlfleet.store.oversight import SourceRow
 from crawlfleet_operator import build, trouble
 from crawlfleet_operator.build import Document, Images
 from crawlfleet_operator.cluster import Cluster, Refused, in_namespace
-from crawlfleet_operator.database import Database
+from crawlfleet_operator.database import PLANNERS, Database
 from crawlfleet_operator.plan import (
+    REFUSED,
     CreateJob,
     DeleteBatch,
     DeleteJob,
@@ -29,14 +30,12 @@ from crawlfleet_operator.plan import (
 from crawlfleet_operator.sight import BATCHES, JOBS, SOURCES, Key, Sight
 from crawlfleet_operator.subjects import Memory, Subject
 
-REFUSED = "Refused"
-"""The reason while the API server does not take some other step than a Job: it is over when every step is taken."""
 LOOK_S = 10.0
 """Between two looks at the pods of one batch."""
 
 
 class NotYet(CrawlfleetError):
-    """Another reconcile comes first, and marks this batch when it is done."""
+    """Another reconcile comes first: try again soon."""
 
 
 class Obstacle(CrawlfleetError):
@@ -68,6 +67,7 @@ class Effects:
         self._sources = sources
         self._refusal = refusal
         self._now = now
+        self._plans = 0
 
     async def take(
         self, subject: Subject, memory: Memory, template: Document, seen: Observed, step: Step
@@ -95,8 +95,7 @@ class Effects:
             case ResizeJob(name, size):
                 await self._resize(subject, name, size)
             case DeleteJob(name):
-                await self._cluster.delete(JOBS, subject.namespace, name)
-                self._sight.drop(Key(JOBS, subject.namespace, name))
+                await self._delete_job(Key(JOBS, subject.namespace, name))
             case SetBudget(size):
                 await self._set_budget(subject, size)
                 memory.budget = size
@@ -105,7 +104,7 @@ class Effects:
                 await self._look_at_pods(subject, memory, job)
                 return False
             case DeleteBatch():
-                await self._cluster.delete(BATCHES, subject.namespace, subject.key.name)
+                await self._delete_batch(subject)
                 return False
         memory.obstacle = None
         return True
@@ -119,7 +118,15 @@ class Effects:
         for name in subject.batch.spec.sources:
             self._require_declared(subject, name)
         tasks = plan_of(subject.batch, Manifests(sources=subject.sources), uid=subject.uid)
-        await self._database.plan(planner.plan_somebody, tasks)
+        if self._plans >= PLANNERS:
+            raise NotYet(
+                "others are planned first; whoever waited here would keep levers from being looked at"
+            )
+        self._plans += 1
+        try:
+            await self._database.plan(planner.plan_somebody, tasks)
+        finally:
+            self._plans -= 1
 
     def _require_declared(self, subject: Subject, name: str) -> None:
         row = self._sources().get(name)
@@ -171,6 +178,16 @@ class Effects:
         else:
             self._sight.put(JOBS, resized)
 
+    async def _delete_job(self, key: Key) -> None:
+        if (job := self._sight.get(key)) is not None:
+            await self._cluster.delete(key.kind, key.namespace, key.name, uid=job["metadata"]["uid"])
+            self._sight.drop(key)
+
+    async def _delete_batch(self, subject: Subject) -> None:
+        """As it was read: one that was changed meanwhile may have been given more time."""
+        only = {"uid": subject.uid, "resourceVersion": subject.version}
+        await self._cluster.delete(BATCHES, subject.namespace, subject.key.name, **only)
+
     async def _set_budget(self, subject: Subject, size: int) -> None:
         if size == 0:
             await self._cluster.delete("poddisruptionbudgets", subject.namespace, subject.key.name)
@@ -179,7 +196,7 @@ class Effects:
             await self._cluster.apply("poddisruptionbudgets", in_namespace(subject.namespace, budget))
 
     async def _look_at_pods(self, subject: Subject, memory: Memory, job: str) -> None:
-        if self._now() < memory.looked_s + LOOK_S:
+        if 0 <= self._now() - memory.looked_s < LOOK_S:  # below: the clock was set back
             return
         selector = build.selector(subject.uid)
         pods = await self._cluster.list("pods", subject.namespace, labelSelector=selector, limit="500")

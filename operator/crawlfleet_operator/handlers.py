@@ -12,6 +12,8 @@ from crawlfleet_operator.controller import Controller
 from crawlfleet_operator.sight import BATCHES, JOBS, SOURCES
 
 REQUEST_S = 30.0
+RESTART_S = 5.0
+"""After a start that failed, as by an API server that is just being restarted: nothing is watched until then."""
 PREFIX = f"operator.{GROUP}"
 
 
@@ -19,7 +21,7 @@ def registry() -> kopf.OperatorRegistry:
     """What is watched, and who is told; the Controller is kopf's memo."""
     made = kopf.OperatorRegistry()
     kopf.on.login(registry=made)(login)
-    kopf.on.startup(registry=made)(begin)
+    kopf.on.startup(registry=made, backoff=RESTART_S)(begin)
     kopf.on.cleanup(registry=made)(end)
     kopf.on.event(GROUP, VERSION, BATCHES, registry=made)(batch_event)
     kopf.on.event(GROUP, VERSION, SOURCES, registry=made)(source_event)

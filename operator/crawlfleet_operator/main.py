@@ -8,6 +8,7 @@ import os
 import sys
 
 import kopf
+from prometheus_client import REGISTRY
 
 from crawlfleet import __version__, logs
 from crawlfleet.errors import CrawlfleetError
@@ -20,6 +21,9 @@ from crawlfleet_operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
 
+DEPTH = 20_000
+"""The API server takes documents 10,000 levels deep; Python's own limit would let one of them end the operator."""
+
 
 def main() -> int:
     """Run until SIGTERM."""
@@ -27,6 +31,7 @@ def main() -> int:
         settings = OperatorSettings.from_environment(os.environ)
         logs.set_up(as_json=settings.log_json)
         _quieten_kopf()
+        sys.setrecursionlimit(DEPTH)
         asyncio.run(operate(settings))
     except CrawlfleetError as exc:
         print(f"crawlfleet-operator: {exc}", file=sys.stderr)
@@ -51,6 +56,7 @@ async def operate(settings: OperatorSettings) -> None:
     """Watch and reconcile, for ever."""
     controller = Controller(settings, await Cluster.connect(), Database(settings.database_url))
     server = Server(settings.metrics_port, controller.is_well)
+    REGISTRY.register(controller.collector)
     metrics.BUILD.labels(__version__).set(1)
     log.info("operator starts", extra={"namespaces": settings.namespaces or "all", "port": server.port})
     try:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from crawlfleet.manifests import CrawlBatchSpec
 from crawlfleet.statuses import CrawlBatchStatus
+from crawlfleet.store.batches import Counts
 from crawlfleet.store.oversight import BatchRow, Levers
 from crawlfleet_operator.times import seconds
 
+REFUSED = "Refused"
+"""The reason while the API server does not take some other step than a Job: it is over when every step is taken."""
 RETRY_S = 10.0
 """After an obstacle, or the refusal of a source: whoever removes its cause waits no longer than this."""
 RESTART_S = 60.0
@@ -69,8 +72,9 @@ class Trouble:
 class Observed:
     """All that is known of a batch at one moment.
 
-    `digest` is of the pods it wants now. `obstacle` is why a step could not be taken. `alone_s`: since a worker was seen alive.
-    `budget`: for how many pods the PodDisruptionBudget was last written, None if that is not known.
+    `digest` is of the pods it wants now, None if its template cannot be read. `obstacle` is why a step could not be taken.
+    `alone_s`: since a worker was seen alive. `budget`: for how many pods the PodDisruptionBudget was last written, None if that
+    is not known.
     """
 
     spec: CrawlBatchSpec
@@ -78,7 +82,7 @@ class Observed:
     created_s: float
     row: BatchRow | None
     jobs: Sequence[JobView]
-    digest: str
+    digest: str | None
     obstacle: Trouble | None
     alone_s: float
     budget: int | None
@@ -116,7 +120,7 @@ class Observed:
     def start_by_s(self) -> float | None:
         """Until when its first worker has to begin. Neither a suspended batch has such a time, nor a retry, nor a closed one."""
         deadline_s, row = self.spec.start_deadline_seconds, self.row
-        has_had_one = row is not None and (row.round > 1 or row.state == "closed")
+        has_had_one = row is not None and (row.round > 1 or row.state == "closed" or has_begun(row.counts))
         if deadline_s is None or self.started_s is not None or self.spec.suspend or has_had_one:
             return None
         return max(self.created_s, self.since_s("Suspended", "False") or 0.0) + deadline_s
@@ -138,7 +142,11 @@ class Observed:
             return None
         if self.status.start_time is not None and self.status.round == self.row.round:
             return seconds(self.status.start_time)
-        return self.row.first_worker_at
+        began_s = self.row.first_worker_at
+        if began_s is None or self.status.round in (None, self.row.round):
+            return began_s
+        ended = self.status.completion_time  # of the round before: its last workers go on in this one
+        return max(began_s, seconds(ended) if ended else self.now_s)
 
     @property
     def is_lost(self) -> bool:
@@ -159,6 +167,15 @@ class Observed:
             if (one.type, one.status) == (condition, status):
                 return seconds(one.last_transition_time) if one.last_transition_time else self.now_s
         return None
+
+
+def has_begun(counts: Counts) -> bool:
+    """Whether anything was ever crawled, also by workers that have ended."""
+    return any(
+        state in ("leased", "waiting", "ok") or verdict not in (None, "auth")
+        for of_source in counts.values()
+        for state, verdict in of_source
+    )
 
 
 # Steps.
@@ -225,13 +242,18 @@ def plan(seen: Observed) -> list[Step]:
 
 
 def _unplanned(seen: Observed) -> list[Step]:
+    if _is_past_its_time(seen):
+        return [DeleteBatch()]
     if seen.has_failed or seen.spec.suspend or not _may_try(seen):
         return []
     return [PlanTasks()]
 
 
 def _may_try(seen: Observed) -> bool:
-    return seen.obstacle is None or seen.now_s >= seen.obstacle.at_s + RETRY_S
+    """Also if the clock was set back: who waits for it then waits for as long as that."""
+    if seen.obstacle is None or seen.obstacle.reason == REFUSED:
+        return True
+    return not 0 <= seen.now_s - seen.obstacle.at_s < RETRY_S
 
 
 def _closed(seen: Observed) -> list[Step]:
@@ -251,15 +273,24 @@ def _is_left_over(seen: Observed, job: JobView) -> bool:
 
 
 def _is_past_its_time(seen: Observed) -> bool:
-    ttl_s, closed_s = seen.spec.ttl_seconds_after_finished, seen.row.closed_at if seen.row else None
-    return ttl_s is not None and closed_s is not None and seen.now_s >= closed_s + ttl_s
+    goes_s = _goes_s(seen)
+    return goes_s is not None and seen.now_s >= goes_s
+
+
+def _goes_s(seen: Observed) -> float | None:
+    """When its time to live is over: since it closed, or since it failed before it was ever planned."""
+    if seen.is_planned:
+        ended_s = seen.row.closed_at if seen.row else None
+    else:
+        ended_s = (seen.since_s("Failed", "True") or seen.start_by_s) if seen.has_failed else None
+    return _after(ended_s, seen.spec.ttl_seconds_after_finished)
 
 
 def _running(seen: Observed, row: BatchRow) -> list[Step]:
     job = seen.job
     if job is None or job.ended or (seen.is_lost and seen.wanted > 0):
         return _begin(seen, row, job)
-    if job.digest != seen.digest:
+    if seen.digest is not None and job.digest != seen.digest:
         return _hand_over(seen, row, job)
     steps = _resize(seen, row, job, to=seen.wanted)
     return steps + _older(seen, job) + _budget(seen, job.size) + _look(seen, job)
@@ -322,7 +353,7 @@ def _budget(seen: Observed, size: int) -> list[Step]:
 
 
 def _look(seen: Observed, job: JobView) -> list[Step]:
-    is_new = seen.now_s < job.started_s + TROUBLE_S
+    is_new = 0 <= seen.now_s - job.started_s < TROUBLE_S
     return [] if is_new or job.ready >= job.size else [LookAtPods(job.name)]
 
 
@@ -338,8 +369,9 @@ def _due_s(seen: Observed) -> list[float | None]:
     again = seen.obstacle.at_s + RETRY_S if seen.obstacle else None
     if row is not None and row.state == "closed":
         leaves = row.closed_at + ENDING_S if row.closed_at and any(not j.ended for j in seen.jobs) else None
-        return [_after(row.closed_at, spec.ttl_seconds_after_finished), leaves, again]
-    due = [_after(seen.started_s, spec.active_deadline_seconds), seen.start_by_s, again]
+        goes = seen.now_s + RETRY_S if _is_past_its_time(seen) else None
+        return [_goes_s(seen), goes, leaves, again]
+    due = [_goes_s(seen), _after(seen.started_s, spec.active_deadline_seconds), seen.start_by_s, again]
     if job is not None and job.ended:
         due.append(job.ended_s + RESTART_S)
     elif job is not None and row is not None:

@@ -34,11 +34,16 @@ class Key:
         return cls(kind, document["metadata"]["namespace"], document["metadata"]["name"])
 
 
+GONE = 10_000
+"""So many deletions are remembered: answers that come late are seconds late."""
+
+
 class Sight:
-    """Objects by key."""
+    """Objects by key. One that is gone never comes back: whatever tells of it is late."""
 
     def __init__(self) -> None:
         self._objects: dict[Key, Document] = {}
+        self._gone: dict[tuple[Key, str], None] = {}
 
     def __getitem__(self, key: Key) -> Document:
         return self._objects[key]
@@ -52,12 +57,25 @@ class Sight:
         known = self._objects.get(key)
         if known is not None and _version(known) >= _version(document):
             return None
+        if (key, _uid(document)) in self._gone:
+            return None
         self._objects[key] = {**document, "metadata": {**document["metadata"], "managedFields": None}}
         return key
 
     def drop(self, key: Key) -> Document | None:
-        """It was deleted. Returns what was known of it."""
+        """It will be deleted. Returns what was known of it."""
         return self._objects.pop(key, None)
+
+    def bury(self, key: Key, document: Document) -> bool:
+        """It was deleted. False if another one has its name already, which stays."""
+        self._gone[key, _uid(document)] = None
+        if len(self._gone) > GONE:
+            del self._gone[next(iter(self._gone))]
+        known = self._objects.get(key)
+        if known is not None and _uid(known) != _uid(document):
+            return False
+        self._objects.pop(key, None)
+        return True
 
     def of_kind(self, kind: str) -> Iterator[tuple[Key, Document]]:
         return ((key, document) for key, document in list(self._objects.items()) if key.kind == kind)
@@ -71,8 +89,8 @@ class Sight:
         """
         there = {Key.of(kind, document) for document in listed}
         gone = [(k, known) for k, known in self.of_kind(kind) if k not in there and before.get(k) is known]
-        for key, _ in gone:
-            self.drop(key)
+        for key, document in gone:
+            self.bury(key, document)
         return gone
 
     def jobs(self, uid: str) -> list[JobView]:
@@ -106,6 +124,11 @@ def job_view(job: Document) -> JobView:
 
 def _batch_uid(document: Document) -> str:
     uid: str = document["metadata"].get("labels", {}).get(BATCH_UID, "")
+    return uid
+
+
+def _uid(document: Document) -> str:
+    uid: str = document["metadata"]["uid"]
     return uid
 
 

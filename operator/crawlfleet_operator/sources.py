@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from crawlfleet.apply import adapters, declare
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SECRETS_S = 60.0
 """How often the Secrets of a source's proxies are read again."""
+PROXY_KEYS = ("url", "username", "password")
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,15 @@ class Sources:
             return
         outcome = await self._bring(key, document)
         self._outcomes[key] = outcome
-        await self._writer.write(key, self._describe(key, document, outcome))
+        await self._writer.write(key, document["metadata"]["uid"], self._describe(key, document, outcome))
         if not outcome.is_well:
             self._mark_in(key, RETRY_S)
         elif _has_proxies(document):
             self._mark_in(key, SECRETS_S)
+
+    def doubt(self) -> None:
+        """The database was away, and may have come back as it was before: each one is declared again."""
+        self._outcomes = {key: replace(outcome, fingerprint="") for key, outcome in self._outcomes.items()}
 
     def refusal(self, key: Key) -> str | None:
         """Why it is not available, if it was refused."""
@@ -115,7 +120,7 @@ class Sources:
         return _Outcome(fingerprint, self._now())
 
     def _is_ours(self, key: Key) -> bool:
-        """Whether the database knows it still: it may have been restored."""
+        """Whether it belongs to us as far as is known."""
         row = self._rows().get(key.name)
         return row is None or row.namespace == key.namespace
 
@@ -186,9 +191,7 @@ def _reason(exc: BadInput) -> str:
 
 def _fingerprint(source: CrawlSource, secrets: dict[str, Secret]) -> str:
     """What was declared, without a secret in it."""
-    values = {
-        name: {key: secret.text(key) for key in sorted(secret.data)} for name, secret in secrets.items()
-    }
+    values = {name: {key: secret.text(key) for key in PROXY_KEYS} for name, secret in secrets.items()}
     return sha256(f"{source.spec.model_dump_json()}{values}".encode()).hexdigest()
 
 

@@ -18,6 +18,8 @@ from crawlfleet_operator.times import written
 
 Truth = Literal["True", "False"]
 Statuses = CrawlBatchStatus | CrawlSourceStatus
+LONGEST = 1000
+"""Of the words about a spec: a path in it may be as long as it is deep."""
 ALWAYS = ("Planned", "Progressing", "Degraded", "Complete")
 """The others are shown once they were true."""
 
@@ -87,6 +89,7 @@ def unreadable(before: CrawlBatchStatus, trouble: Trouble, now_s: float) -> Craw
 def spoilt(before: CrawlBatchStatus, words: str, generation: int, now_s: float) -> CrawlBatchStatus:
     """A spec that the schema let through and that cannot be run as it stands; what runs goes on as it was, a new one heals."""
     now = before.model_copy(update={"observed_generation": generation})
+    words = words if len(words) <= LONGEST else words[: LONGEST - 1] + "…"
     if any((one.type, one.status) == ("Planned", "True") for one in before.conditions or ()):
         return unreadable(now, Trouble("Invalid", words), now_s)
     said = [
@@ -155,12 +158,10 @@ def _waits(seen: Observed, around: Surroundings) -> Trouble | None:
         return Trouble("Failed", "it could not be run")
     if seen.spec.suspend:
         return Trouble("Suspended", "spec.suspend is true")
-    if seen.obstacle is not None:
-        return seen.obstacle
     if not seen.is_planned:
-        return Trouble("Planning", "its accounts become tasks")
+        return seen.obstacle or Trouble("Planning", "its accounts become tasks")
     if seen.job is None or seen.job.ready == 0:
-        return around.trouble or Trouble("Starting", "its pods start")
+        return seen.obstacle or around.trouble or Trouble("Starting", "its pods start")
     rows = _sources(seen, around)
     if rows and all(row.cool_until is not None for row in rows):
         return Trouble("Throttled", "; ".join(_cooling(row) for row in rows))
@@ -238,6 +239,8 @@ def _lacks(seen: Observed, around: Surroundings) -> Trouble | None:
 def _complete(seen: Observed) -> Said:
     row = seen.row
     if row is None or row.state != "closed" or seen.has_failed:
+        if seen.has_failed:
+            return Said("Complete", "False", "Failed")
         return Said("Complete", "False", "Running" if seen.is_planned else "NotPlanned")
     sums = progress(row.counts)
     reason = ALL_SUCCEEDED if sums.done == row.total else WITH_FAILURES

@@ -24,6 +24,8 @@ S = TypeVar("S", CrawlBatchStatus, CrawlSourceStatus)
 
 COUNTS_S = 5.0
 """Between two writes that only bring counts up to date."""
+CONFLICT_S = 1.0
+"""Until then the watch should have told what has changed."""
 COUNTS = ("done", "failed", "cancelled", "sources", "eta", "permits", "throttled", "blocked")
 
 
@@ -64,9 +66,10 @@ class StatusWriter:
         except ValidationError:  # by somebody else's hand: it is made anew
             return model()
 
-    async def write(self, key: Key, status: S) -> None:
-        """Write it, unless it says nothing new, or its object is gone."""
-        if (document := self._sight.get(key)) is None:
+    async def write(self, key: Key, uid: str, status: S) -> None:
+        """Write it, unless it says nothing new, or its object is gone, also if there is another one of that name."""
+        document = self._sight.get(key)
+        if document is None or document["metadata"]["uid"] != uid:
             return
         before = self.before(key, type(status))
         if status == before:
@@ -74,18 +77,19 @@ class StatusWriter:
         last = self._written.get(key)
         if last is not None and _without_counts(status) == _without_counts(before):
             wait_s = last.at_s + COUNTS_S - self._now()
-            if wait_s > 0:
+            if 0 < wait_s <= COUNTS_S:  # longer: the clock was set back
                 self._mark_in(key, wait_s)
                 return
-        uid = document["metadata"]["uid"]
         shown = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-        change = status_of(KINDS[key.kind], key.namespace, key.name, shown)
+        change = status_of(KINDS[key.kind], document, shown)
         try:
             self._sight.put(key.kind, await self._cluster.apply_status(key.kind, change))
         except Refused as exc:
-            if exc.is_gone:
-                return
-            raise
+            if exc.is_conflict:  # what was said is of another spec, or of another one of that name
+                self._mark_in(key, CONFLICT_S)
+            elif not exc.is_gone:
+                raise
+            return
         self._written[key] = _Written(uid, status, self._now())
         for weight, condition in changes(before, status):
             await self._tell(key, uid, weight, condition)

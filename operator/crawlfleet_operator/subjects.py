@@ -24,6 +24,7 @@ class Subject:
 
     key: Key
     uid: str
+    version: str
     generation: int
     created_s: float
     batch: CrawlBatch
@@ -55,6 +56,7 @@ def read(key: Key, document: Document, sight: Sight) -> Subject:
     return Subject(
         key=key,
         uid=metadata["uid"],
+        version=metadata["resourceVersion"],
         generation=metadata["generation"],
         created_s=seconds(metadata["creationTimestamp"]),
         batch=batch,

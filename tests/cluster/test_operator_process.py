@@ -13,10 +13,11 @@ import psycopg
 import pytest
 from cluster.outside import Outside, outside, resource
 from cluster.testbed.kubectl import Document, Kubectl
-from fleet import Fleet, until
+from fleet import API, Fleet, until
 
 ACCOUNTS = 100_000
 SPEC: dict[str, Any] = {"adapter": "noop", "maxConcurrent": 1}
+DEEP = 9_000
 HELD_UP_S = 0.5
 """Of the loop, by one callback. A busy machine stops a process for a tenth of a second; a plan takes some."""
 _SLOW = re.compile(r"Executing .* took ([\d.]+) seconds", re.DOTALL)
@@ -116,3 +117,60 @@ def test_an_operator_that_is_killed_while_it_plans(
     namespace.wait("job/big-1-1", until="create", timeout_s=30)
     assert len(namespace.list("jobs")) == 1
     assert json.loads(namespace("get", "crawlbatch/big", "-o=jsonpath={.status.total}")) == ACCOUNTS
+
+
+def test_a_job_that_only_says_it_is_ours(namespace: Kubectl, operator: Outside) -> None:
+    """One with the first of our labels and none of the others, as if copied by hand, keeps nobody from anything."""
+    operator.kill()
+    namespace.apply(foreign_job())
+    operator.start()
+    namespace.apply(batch("small"))
+
+    namespace.wait("job/small-1-1", until="create", timeout_s=30)
+
+
+def foreign_job() -> Document:
+    pod = {"restartPolicy": "Never", "containers": [{"name": "theirs", "image": "nowhere/theirs"}]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "theirs", "labels": {"app.kubernetes.io/managed-by": "crawlfleet-operator"}},
+        "spec": {"suspend": True, "template": {"spec": pod}},
+    }
+
+
+def test_a_document_deeper_than_python_likes(namespace: Kubectl, operator: Outside) -> None:
+    """The API server takes it from anybody who may create a CrawlBatch; the others go on, also after a restart."""
+    deep = '{"a":' * DEEP + "1" + "}" * DEEP
+    spec = f'{{"sources":["small"],"template":{{"spec":{{"affinity":{deep}}}}}}}'
+    made = f'{{"apiVersion":"{API}","kind":"CrawlBatch","metadata":{{"name":"deep"}},"spec":{spec}}}'
+    path = f"/apis/{API}/namespaces/{namespace.namespace}/crawlbatches"
+    namespace("create", "--raw", path, "--filename=-", stdin=made)
+    namespace.wait("crawlbatch/deep", until="condition=Failed", timeout_s=30)
+    operator.kill()
+    operator.start()
+    namespace.apply(batch("small"))
+
+    namespace.wait("job/small-1-1", until="create", timeout_s=30)
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_batch_that_is_made_anew_at_once(namespace: Kubectl, database: Fleet) -> None:
+    """Under the same name, so that its Job and its budget have the names of those that are still being deleted."""
+    namespace.apply(batch("small"))
+    namespace.wait("job/small-1-1", until="create", timeout_s=30)
+    namespace.wait("pdb/small", until="create", timeout_s=30)
+    for _ in range(3):
+        namespace("delete", "crawlbatch", "small", "--wait=false")
+        namespace.apply(batch("small"))
+    uid = namespace.get("crawlbatch", "small")["metadata"]["uid"]
+
+    def is_its_own(kind: str) -> bool:
+        owners = [one["metadata"]["ownerReferences"] for one in namespace.list(kind)]
+        return [[owner["uid"] for owner in each] for each in owners] == [[uid]]
+
+    until(lambda: is_its_own("jobs"), "its Job")
+    until(lambda: is_its_own("pdb"), "its budget")
+    assert namespace.get("crawlbatch", "small")["status"]["jobName"] == "small-1-1"
+    not_given_up = "select count(*) from batch where stop = 'none'"
+    until(lambda: database.scalar(not_given_up) == 1, "those before it are given up")

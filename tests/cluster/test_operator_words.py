@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from urllib.request import urlopen
 
@@ -11,6 +12,8 @@ from cluster.operated import SMALL, Operated, changed, operated, sample
 from cluster.stage import forwarded
 from cluster.testbed.kubectl import Document, Kubectl, KubectlFailed, fresh_namespace
 from fleet import until
+
+from crawlfleet_operator.controller import RESYNC_S
 
 pytestmark = pytest.mark.timeout(300)
 NOWHERE: Document = {"spec": {**SMALL["spec"], "nodeSelector": {"example.com/pool": "nowhere"}}}
@@ -327,6 +330,8 @@ def test_its_metrics_forget_a_deleted_batch(fleet: Operated, batch: str) -> None
     assert "crawlfleet_database_up 1.0" in metrics(fleet)
     fleet.kubectl("delete", "crawlbatch", batch)
     until(lambda: batch not in metrics(fleet), "nothing is left of it")
+    time.sleep(2 * RESYNC_S)
+    assert batch not in metrics(fleet), "it is back: its rows are there for days"
 
 
 def metrics(fleet: Operated) -> str:

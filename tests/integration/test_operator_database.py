@@ -20,6 +20,7 @@ from crawlfleet.errors import DatabaseUnavailable
 from crawlfleet.store import oversight
 from crawlfleet.store.connection import Connection
 from crawlfleet.store.migrations import SchemaMismatch
+from crawlfleet.store.oversight import Levers
 from crawlfleet_operator.database import PLANNERS, THREADS, Database
 
 LATER = "insert into schema_migration (version, name, checksum) values (9999, 'later', 'x')"
@@ -152,6 +153,24 @@ def test_a_schema_is_looked_at_again_after_a_connection_was_lost(proxy: PgProxy,
         assert refused >= THREADS
 
     run(ask, proxy.url)
+
+
+def test_a_standby_is_an_outage_and_its_connections_are_left(database_url: str, conn: Connection) -> None:
+    """Whoever was the primary keeps the connections of before; behind the same name there is another one now."""
+    read_only = "alter database {} set default_transaction_read_only = {}".format
+
+    def set_levers(conn: Connection) -> None:
+        oversight.set_levers(conn, "nobody", Levers(1, 1, None))
+
+    async def ask(database: Database) -> None:
+        conn.execute(read_only(conn.info.dbname, "on").encode())
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await database(set_levers)
+        conn.execute(read_only(conn.info.dbname, "off").encode())
+        for _ in range(2 * THREADS):
+            await database(set_levers)
+
+    run(ask, database_url)
 
 
 def test_a_mistake_of_ours_is_no_outage(database_url: str) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from operators import NOW_S, UID, document, event, job_document, pod, row, source_row, unscheduled
+from operators import NOW_S, UID, closed_row, document, event, job_document, pod, row, source_row, unscheduled
 
 from crawlfleet.statuses import CrawlBatchStatus
-from crawlfleet.store.oversight import BatchRow
+from crawlfleet.store import oversight
+from crawlfleet.store.oversight import BatchRow, Levers
 from crawlfleet_operator import build, subjects
 from crawlfleet_operator.batches import Batches
 from crawlfleet_operator.build import Document, Images
@@ -34,10 +37,13 @@ class Stage:
         self.lists = {"pods": [unscheduled("no room")], "events": [event("FailedCreate", "exceeded quota")]}
         self.status = CrawlBatchStatus()
         self.sight = Sight()
-        created = {"creationTimestamp": written(NOW_S - 70)}
-        made = document(kind="CrawlBatch", spec={"sources": ["shop"]})
-        made["metadata"] |= created
-        self.sight.put("crawlbatches", made)
+        self.row = row(adapters=["noop"])
+        self.on_call: dict[Any, Callable[[], object]] = {}
+        self.forgotten: list[str] = []
+        self.levers: Levers | None = None
+        self.made: list[str] = []
+        self.deleted: list[tuple[str, str, dict[str, str]]] = []
+        self.see_batch({"sources": ["shop"]}, version=1)
         spec = {"adapter": "noop", "maxConcurrent": 4}
         self.sight.put("crawlsources", document("shop", kind="CrawlSource", spec=spec))
         self.see_job(ready=1, version=1)
@@ -47,6 +53,11 @@ class Stage:
         self.batches = Batches(
             stage, self.sight, stage, effects, IMAGES, mark_in=lambda key, seconds: None, **parts
         )
+
+    def see_batch(self, spec: Document, *, version: int) -> None:
+        made = document(version=version, kind="CrawlBatch", spec=spec)
+        made["metadata"] |= {"creationTimestamp": written(NOW_S - 70)}
+        self.sight.put("crawlbatches", made)
 
     def see_job(self, *, ready: int, version: int) -> None:
         found = job_document(version=version, active=2, ready=ready, startTime=written(NOW_S - 60))
@@ -61,15 +72,42 @@ class Stage:
         return {one.type: (one.status, one.reason) for one in self.status.conditions or ()}
 
     async def __call__(self, do: Any, *args: Any) -> dict[str, BatchRow]:
-        return {UID: row(adapters=["noop"])}
+        self.on_call.get(do, lambda: None)()
+        if do is oversight.forget_batch:
+            self.forgotten.append(args[0])
+        if do is oversight.set_levers:
+            self.levers = args[1]
+            self.row = replace(self.row, worker_limit=args[1].worker_limit)
+        return {UID: self.row}
 
     async def list(self, plural: str, namespace: str, **query: str) -> list[Document]:
         self._may(plural)
         return self.lists[plural]
 
+    async def patch(self, plural: str, namespace: str, name: str, change: Document) -> Document:
+        known = self.sight[Key(plural, namespace, name)]
+        metadata = {
+            **known["metadata"],
+            "resourceVersion": str(int(known["metadata"]["resourceVersion"]) + 1),
+        }
+        return {**known, "metadata": metadata, "spec": {**known["spec"], **change["spec"]}}
+
+    async def get(self, plural: str, namespace: str, name: str) -> Document:
+        return {"data": {"database-url": "", "keys": ""}}
+
+    async def try_out(self, plural: str, namespace: str, made: Document) -> None:
+        """It would be taken."""
+
     async def apply(self, plural: str, made: Document) -> Document:
         self._may(plural)
-        return made
+        if plural != "jobs":
+            return made
+        self.made.append(made["metadata"]["name"])
+        known = {"uid": "its-own", "resourceVersion": "9", "creationTimestamp": written(self.now_s)}
+        return {**made, "metadata": {**made["metadata"], **known}}
+
+    async def delete(self, plural: str, namespace: str, name: str, **only: str) -> None:
+        self.deleted.append((plural, name, only))
 
     def _may(self, plural: str) -> None:
         if plural in self.refuses:
@@ -78,7 +116,7 @@ class Stage:
     def before(self, key: Key, model: type[CrawlBatchStatus]) -> CrawlBatchStatus:
         return self.status
 
-    async def write(self, key: Key, status: CrawlBatchStatus) -> None:
+    async def write(self, key: Key, uid: str, status: CrawlBatchStatus) -> None:
         self.status = status
 
 
@@ -115,6 +153,18 @@ def test_pods_that_do_not_start_are_told_in_the_schedulers_words() -> None:
     ]
 
 
+def test_pods_are_looked_at_again_after_the_clock_was_set_back() -> None:
+    stage = Stage()
+    stage.reconcile()
+    stage.now_s -= 3600
+    stage.lists["pods"] = [unscheduled("not today")]
+    stage.reconcile()
+
+    assert [one.message for one in stage.status.conditions or () if one.type == "Degraded"] == [
+        "1 pod: not today"
+    ]
+
+
 @pytest.mark.parametrize("pods", [[], [pod(phase="Failed")]], ids=["none", "only-one-that-ended"])
 def test_a_job_that_may_have_no_pods_is_told_in_its_own_words(pods: list[Document]) -> None:
     stage = Stage()
@@ -122,3 +172,76 @@ def test_a_job_that_may_have_no_pods_is_told_in_its_own_words(pods: list[Documen
     stage.see_job(ready=0, version=2)
 
     assert stage.reconcile()["Progressing"] == ("False", "FailedCreate")
+
+
+def test_a_batch_whose_time_is_over_is_deleted_as_it_was_read() -> None:
+    """One that was changed meanwhile, or made anew under its name, nobody asked to delete."""
+    stage = Stage()
+    stage.row = closed_row(adapters=["noop"], closed_at=NOW_S - 10)
+    spec = {"sources": ["shop"], "ttlSecondsAfterFinished": 5}
+    stage.see_batch(spec, version=7)
+    stage.reconcile()
+
+    assert stage.deleted == [("crawlbatches", "nightly", {"uid": UID, "resourceVersion": "7"})]
+
+
+def test_a_job_is_deleted_as_it_was_seen() -> None:
+    stage = Stage()
+    stage.row = closed_row(adapters=["noop"], closed_at=NOW_S - 100)
+    stage.reconcile()
+
+    assert stage.deleted == [("jobs", "nightly-1-2", {"uid": UID})]
+
+
+SPOILT = {"sources": ["shop"], "template": {"spec": {"containers": [{"name": "crawler", "env": "none"}]}}}
+
+
+def test_a_spoilt_template_keeps_no_lever_from_a_batch_that_runs() -> None:
+    """Its pods go on as they were; it may have to be suspended in a hurry."""
+    stage = Stage()
+    stage.see_job(ready=2, version=2)
+    stage.see_batch({**SPOILT, "suspend": True}, version=2)
+    found = stage.reconcile()
+
+    assert stage.levers == Levers(0, 10, None)
+    assert (found["Degraded"], found["Planned"]) == (("True", "Invalid"), ("True", "Planned"))
+
+
+def test_a_spoilt_template_makes_no_other_pods() -> None:
+    stage = Stage()
+    stage.see_job(ready=2, version=2)
+    stage.see_batch(SPOILT, version=2)
+    found = stage.reconcile()
+
+    assert (found["Degraded"], found["Progressing"]) == (("True", "Invalid"), ("True", "Running"))
+    assert stage.levers is None
+    stage.see_batch({"sources": ["shop"]}, version=3)
+    assert stage.reconcile()["Degraded"] == ("False", "AsWanted")
+
+
+def test_a_batch_with_a_spoilt_template_is_told_as_complete() -> None:
+    stage = Stage()
+    stage.row = closed_row(adapters=["noop"])
+    stage.see_batch(SPOILT, version=2)
+
+    assert stage.reconcile()["Complete"] == ("True", "AllSucceeded")
+
+
+def test_a_batch_that_was_deleted_while_it_was_planned_is_forgotten_again() -> None:
+    """It was forgotten when there was nothing in the database yet; no Job is made for it, and nothing told."""
+    stage = Stage()
+    stage.on_call = {oversight.look: lambda: stage.sight.drop(KEY)}
+    asyncio.run(stage.batches.reconcile(KEY))
+
+    assert stage.forgotten == [UID]
+    assert stage.status == CrawlBatchStatus()
+
+
+def test_a_job_is_made_though_nobody_may_tell_why_the_last_one_failed() -> None:
+    stage = Stage()
+    failed = {"type": "Failed", "status": "True", "lastTransitionTime": written(NOW_S - 100)}
+    stage.sight.put("jobs", job_document(version=2, conditions=[failed]))
+    stage.refuses = {"pods"}
+    stage.reconcile()
+
+    assert stage.made == ["nightly-1-3"]

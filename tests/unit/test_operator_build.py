@@ -268,6 +268,14 @@ def test_an_environment_variable_is_added_or_changed_by_its_name() -> None:
     )
 
 
+def test_a_volume_may_be_mounted_twice() -> None:
+    mounts = [{"name": "tmp", "mountPath": path, "subPath": path[1:]} for path in ("/a", "/b")]
+
+    found = crawler(merged(containers=[{"name": "crawler", "volumeMounts": mounts}]))["volumeMounts"]
+
+    assert found == [*crawler(template())["volumeMounts"], *mounts]
+
+
 def test_another_container_comes_besides() -> None:
     pods = merged(containers=[{"name": "proxy", "image": "proxy:1"}])
 
@@ -316,6 +324,14 @@ def test_a_template_cannot_change_the_restart_policy(policy: str) -> None:
         (
             {"containers": [{"image": "x"}]},
             "template.spec.containers: expected a list of mappings, each with a name",
+        ),
+        (
+            {"containers": [{"name": ["crawler"]}]},
+            "template.spec.containers: expected a list of mappings, each with a name",
+        ),
+        (
+            {"containers": [{"name": "crawler", "volumeMounts": [{"name": "cache"}]}]},
+            "template.spec.containers[crawler].volumeMounts: expected a list of mappings, each with a mountPath",
         ),
         ({"containers": None}, "template.spec.containers: expected a list of mappings, each with a name"),
         (
@@ -418,5 +434,7 @@ def test_the_labels_of_a_job_tell_the_operator_of_its_batch() -> None:
 
     assert (labels[build.BATCH], labels[build.BATCH_UID]) == ("nightly", UID)
     assert (labels[build.ROUND], labels[build.REVISION]) == ("1", "2")
-    key, _, value = build.MANAGED.partition("=")
+    selector, *must_be_there = build.MANAGED.split(",")
+    key, _, value = selector.partition("=")
     assert labels[key] == value
+    assert set(must_be_there) == {build.BATCH, build.BATCH_UID, build.ROUND, build.REVISION}

@@ -17,9 +17,11 @@ from operators import (
     row,
     seen,
     status,
+    tasks,
     trouble,
 )
 
+from crawlfleet.store.batches import Counts
 from crawlfleet.store.oversight import Levers
 from crawlfleet_operator.plan import (
     ALONE_S,
@@ -28,6 +30,7 @@ from crawlfleet_operator.plan import (
     ENDING_S,
     RESTART_S,
     RETRY_S,
+    START_DEADLINE,
     TROUBLE_S,
     CreateJob,
     DeleteBatch,
@@ -42,6 +45,7 @@ from crawlfleet_operator.plan import (
     again_s,
     plan,
 )
+from crawlfleet_operator.times import written
 
 DRAIN_S = JOB_TIMEOUT_S + DRAIN_MARGIN_S
 BUSY = {0: 1, 1: 1, 2: 0, 3: 1}
@@ -96,6 +100,13 @@ def failed(ago_s: float, **changed: Any) -> Observed:
 def steps_of(observed: Observed) -> list[Step]:
     """Without the looks at pods, which change nothing."""
     return [step for step in plan(observed) if not isinstance(step, LookAtPods)]
+
+
+def failed_unplanned(*, ago_s: float, ttl_s: int) -> Observed:
+    """No worker began in time, since nobody could plan it."""
+    failed = status(condition("Failed", "True", START_DEADLINE, ago_s=ago_s), start_time=None)
+    spec = {"startDeadlineSeconds": 1, "ttlSecondsAfterFinished": ttl_s}
+    return new(spec=spec, status=failed, created_s=NOW_S - 900)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +270,10 @@ def steps_of(observed: Observed) -> list[Step]:
         ),
         pytest.param(new(spec={"startDeadlineSeconds": 1}), [], id="too-late-to-be-planned"),
         pytest.param(
+            failed_unplanned(ago_s=20, ttl_s=20), [DeleteBatch()], id="what-was-never-planned-goes-too"
+        ),
+        pytest.param(failed_unplanned(ago_s=20, ttl_s=21), [], id="what-was-never-planned-stays-its-time"),
+        pytest.param(
             seen(spec={"startDeadlineSeconds": 1}), [], id="the-start-deadline-is-met-once-a-worker-has-begun"
         ),
         pytest.param(
@@ -371,6 +386,12 @@ def test_pods_are_looked_at_when_they_should_be_ready(observed: Observed, looks:
         pytest.param(seen(spec={"activeDeadlineSeconds": 50}), None, id="the-active-deadline-is-over"),
         pytest.param(new(spec={"startDeadlineSeconds": 90}), 89, id="the-start-deadline"),
         pytest.param(
+            new(spec={"startDeadlineSeconds": 1, "ttlSecondsAfterFinished": 9}, created_s=NOW_S - 5),
+            5,
+            id="the-time-to-live-of-what-fails-now",
+        ),
+        pytest.param(failed_unplanned(ago_s=20, ttl_s=50), 30, id="the-time-to-live-of-what-has-failed"),
+        pytest.param(
             new(
                 spec={"startDeadlineSeconds": 90},
                 created_s=NOW_S - 900,
@@ -417,8 +438,62 @@ def test_a_closed_batch_is_never_too_late() -> None:
     assert not ended.has_failed
 
 
+def test_an_obstacle_of_before_the_clock_was_set_back_is_tried_again() -> None:
+    ahead = planned(obstacle=trouble("SecretMissing", ago_s=-3600))
+
+    assert plan(ahead) == [CreateJob(1, 2), SetBudget(2)]
+
+
 def test_a_batch_that_closed_in_time_is_never_overdue() -> None:
     """It took 40 of 50 s; that it is looked at later does not make it longer."""
     ended = seen(row=closed_row(closed_at=NOW_S - 10), jobs=[], spec={"activeDeadlineSeconds": 45})
 
     assert not ended.is_overdue
+
+
+@pytest.mark.parametrize(
+    ("closed_ago_s", "since_ago_s"), [(5, 5), (None, 0)], ids=["seen-closed", "closed-and-retried-unseen"]
+)
+def test_a_retry_has_an_active_deadline_of_its_own(closed_ago_s: int | None, since_ago_s: int) -> None:
+    """The workers of the round before, which have not read yet that it was closed, go on in this one."""
+    before = None if closed_ago_s is None else written(NOW_S - closed_ago_s)
+    again = seen(
+        row=row(round=2, first_worker_at=NOW_S - 3600),
+        status=status(start_time=written(NOW_S - 3600), completion_time=before),
+        spec={"activeDeadlineSeconds": 600},
+    )
+
+    assert again.started_s == NOW_S - since_ago_s
+    assert not again.is_overdue
+
+
+def test_a_retry_begins_with_its_first_worker() -> None:
+    again = seen(
+        row=row(round=2, first_worker_at=NOW_S - 20),
+        status=status(start_time=written(NOW_S - 3600), completion_time=written(NOW_S - 100)),
+    )
+
+    assert again.started_s == NOW_S - 20
+
+
+@pytest.mark.parametrize(
+    ("counts", "has_failed"),
+    [
+        (tasks(ready=8, ok=2), False),
+        (tasks(ready=10, leased=1), False),
+        (tasks(ready=9, waiting_throttled=1), False),
+        (tasks(ready=9, dead_bug=1), False),
+        (tasks(ready=9, dead_auth=1), True),
+        (tasks(ready=10), True),
+    ],
+    ids=["ok", "at-work", "waiting", "dead", "dead-on-arrival", "nothing"],
+)
+def test_a_start_deadline_is_met_by_workers_that_have_ended(counts: Counts, has_failed: bool) -> None:
+    """They came, crawled and were drained while no operator looked."""
+    away = planned(
+        spec={"startDeadlineSeconds": 1},
+        row=row(alive=0, held={}, first_worker_at=None, counts=counts),
+        jobs=[job(ready=0)],
+    )
+
+    assert away.has_failed == has_failed

@@ -117,8 +117,8 @@ def test_kopf_is_set_as_the_operator_needs_it() -> None:
     assert found.posting.enabled is False
     assert found.scanning.disabled is True
     assert found.networking.request_timeout == 30
-    assert (
-        found.watching.label_selectors["batch", "jobs"] == "app.kubernetes.io/managed-by=crawlfleet-operator"
+    assert found.watching.label_selectors["batch", "jobs"].startswith(
+        "app.kubernetes.io/managed-by=crawlfleet-operator,"
     )
 
 
@@ -146,3 +146,11 @@ def test_handlers_only_watch() -> None:
     assert len(registry._watching.get_all_handlers()) == 3
     for others in (registry._changing, registry._spawning, registry._indexing, registry._webhooks):
         assert not others.get_all_handlers()
+
+
+def test_a_start_that_failed_is_tried_again_soon() -> None:
+    """kopf would wait a minute, in which nothing is watched and /healthz goes bad."""
+    (begin,) = (one for one in handlers.registry()._activities.get_all_handlers() if one.id == "begin")
+
+    assert begin.backoff is not None
+    assert begin.backoff <= 10

@@ -9,7 +9,7 @@ from operators import DIGEST_NOW, NOW_S, UID, document, job_document
 
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.plan import JobView
-from crawlfleet_operator.sight import Key, Sight, job_view
+from crawlfleet_operator.sight import GONE, Key, Sight, job_view
 from crawlfleet_operator.times import written
 
 KEY = Key("crawlbatches", "crawl", "nightly")
@@ -65,6 +65,34 @@ def test_what_was_deleted_is_gone_and_may_come_again() -> None:
     assert dropped is not None
     assert (found.get(KEY), found.drop(KEY)) == (None, None)
     assert found.put("crawlbatches", document(version=11, uid="another")) == KEY
+
+
+@pytest.mark.parametrize("version", [5, 7, 9])
+def test_what_is_gone_does_not_come_back_with_what_is_told_late(version: int) -> None:
+    """The answer to a write of ours, or a list that was asked for before."""
+    found = Sight()
+    found.put("crawlbatches", document(version=5))
+    found.bury(KEY, document(version=8))
+
+    assert found.put("crawlbatches", document(version=version)) is None
+    assert found.get(KEY) is None
+    assert found.put("crawlbatches", document(version=9, uid="another")) == KEY
+
+
+def test_a_deletion_told_late_leaves_who_has_the_name_now() -> None:
+    found = Sight()
+    found.put("crawlbatches", document(version=9, uid="another"))
+
+    assert not found.bury(KEY, document(version=8))
+    assert found[KEY]["metadata"]["uid"] == "another"
+
+
+def test_so_many_deletions_are_remembered() -> None:
+    found = Sight()
+    for number in range(GONE + 3):
+        found.bury(KEY, document(uid=str(number)))
+    assert found.put("crawlbatches", document(uid=str(GONE))) is None
+    assert found.put("crawlbatches", document(uid="0")) == KEY
 
 
 def test_a_list_tells_what_is_gone() -> None:

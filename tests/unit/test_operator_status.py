@@ -177,7 +177,7 @@ def lost() -> Observed:
             "Failed", "True", "StartDeadlineExceeded", "startDeadlineSeconds (1)", planned(**LATE), around(), id="too-late"
         ),
         pytest.param("Failed", "True", "StartDeadlineExceeded", "", seen(FAILED), around(), id="stays-failed"),
-        pytest.param("Complete", "False", "Running", "", seen(FAILED, row=closed_row()), around(), id="failed-is-not-complete"),
+        pytest.param("Complete", "False", "Failed", "", seen(FAILED, row=closed_row()), around(), id="failed-is-not-complete"),
         pytest.param(
             "Failed", "False", "AsWanted", "", seen(condition("Failed", "True", "Invalid")), around(), id="was-mended"
         ),

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from operators import NOW_S, condition, document
+from operators import NOW_S, UID, condition, document
 
 from crawlfleet.statuses import CrawlBatchStatus, CrawlSourceStatus
 from crawlfleet_operator.build import Document
 from crawlfleet_operator.cluster import Refused
 from crawlfleet_operator.sight import Key, Sight
-from crawlfleet_operator.statuswriter import COUNTS, COUNTS_S, StatusWriter
+from crawlfleet_operator.statuswriter import CONFLICT_S, COUNTS, COUNTS_S, StatusWriter
 
 KEY = Key("crawlbatches", "crawl", "nightly")
 RUNS = condition("Progressing", "True", "Running")
@@ -28,6 +28,7 @@ class Stage:
     marked: list[tuple[Key, float]] = field(default_factory=list)
     refused: dict[str, Refused] = field(default_factory=dict)
     now_s: float = NOW_S
+    uid: str = UID
 
     def __post_init__(self) -> None:
         self.sight = Sight()
@@ -43,7 +44,8 @@ class Stage:
         self.marked.append((key, seconds))
 
     def write(self, *conditions: Any, **fields: Any) -> None:
-        asyncio.run(self.writer.write(KEY, CrawlBatchStatus(conditions=conditions or None, **fields)))
+        status = CrawlBatchStatus(conditions=conditions or None, **fields)
+        asyncio.run(self.writer.write(KEY, self.uid, status))
 
     async def apply_status(self, plural: str, change: Document) -> Document:
         if "status" in self.refused:
@@ -75,7 +77,7 @@ def test_a_status_is_applied_as_kubernetes_has_it() -> None:
             {
                 "apiVersion": "crawlfleet.dev/v1alpha1",
                 "kind": "CrawlBatch",
-                "metadata": {"name": "nightly", "namespace": "crawl"},
+                "metadata": {"name": "nightly", "namespace": "crawl", "resourceVersion": "1"},
                 "status": {"phase": "Running", "readyWorkers": 2},
             },
         )
@@ -178,6 +180,15 @@ def test_an_object_that_is_gone_is_no_error() -> None:
     assert stage.called == []
 
 
+def test_a_status_of_what_has_changed_meanwhile_is_made_anew() -> None:
+    """It would be another spec's, or that of an object which is no more, told of its namesake."""
+    stage = Stage(refused={"status": Refused(409, "the object has been modified")})
+    stage.write(RUNS)
+
+    assert (stage.called, stage.marked) == ([], [(KEY, CONFLICT_S)])
+    assert stage.writer.before(KEY, CrawlBatchStatus) == CrawlBatchStatus()
+
+
 def test_an_object_that_nobody_sees_is_not_written() -> None:
     stage = Stage()
     stage.sight.drop(KEY)
@@ -193,8 +204,21 @@ def test_an_object_of_the_same_name_begins_anew() -> None:
     stage.sight.put("crawlbatches", document(version=99, uid="another"))
 
     assert stage.writer.before(KEY, CrawlBatchStatus) == CrawlBatchStatus()
+    stage.write(DEGRADED, phase="Running")
+    assert stage.what == ["status", "event"], "what is said of the one before it is not said of this one"
+    stage.uid = "another"
     stage.write(RUNS, phase="Running")
     assert stage.what == ["status", "event"] * 2
+
+
+def test_counts_are_written_after_the_clock_was_set_back() -> None:
+    """They would stand still for as long as that."""
+    stage = Stage()
+    stage.write(done=1)
+    stage.now_s -= 3600
+    stage.write(done=2)
+
+    assert (stage.what, stage.marked) == (["status", "status"], [])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +242,7 @@ def test_a_status_that_we_did_not_write_is_read_as_far_as_it_goes(
 def test_a_source_has_a_status_too() -> None:
     stage, key = Stage(), Key("crawlsources", "crawl", "shop")
     stage.sight.put("crawlsources", document("shop"))
-    asyncio.run(stage.writer.write(key, CrawlSourceStatus(throttled=3)))
+    asyncio.run(stage.writer.write(key, UID, CrawlSourceStatus(throttled=3)))
 
     assert (stage.last["kind"], stage.last["status"]) == ("CrawlSource", {"throttled": 3})
 
