@@ -144,7 +144,7 @@ def test_no_room_in_the_schedulers_own_words(fleet: Operated, batch: str) -> Non
 
 
 def test_more_workers_than_permits(fleet: Operated, batch: str) -> None:
-    fleet.kubectl.apply(source("narrow", maxConcurrent=1))
+    fleet.kubectl.apply(source("narrow", maxConcurrent=1, budgets={"retry": 100}))
     copy = "insert into account (user_id, source_id, subscription, credentials, imported)"
     copy += (
         " select a.user_id, n.source_id, a.subscription, a.credentials, a.imported from account a, source n"
