@@ -129,7 +129,7 @@ def fresh_namespace(kubectl: Kubectl, name: str) -> Iterator[Kubectl]:
     try:
         yield within
     finally:
-        within("delete", "jobs,pods", "--all", "--grace-period=1", "--wait=false")
+        within("delete", "deployments,jobs,pods", "--all", "--grace-period=1", "--wait=false")
         kubectl("delete", "namespace", name, "--wait=false")
 
 

@@ -22,8 +22,7 @@ _CLEAR_S = 10.0
 
 def clear() -> None:
     """Nothing of it is left afterwards, but the cache. May be repeated. Raises TestbedError if something stays."""
-    daemons.end(daemons.marked())
-    daemons.end(sorted(cgroups.processes()))
+    _until(_end_processes, "its processes do not end")
     _until(_unmount, "what is mounted there cannot be unmounted")
     network.remove()
     sysctls.put_back()
@@ -32,6 +31,7 @@ def clear() -> None:
         link.unlink()
     _remove_plugin_folder()
     _remove_files_of_containers()
+    _until(_end_processes, "its processes do not end")
     if STATE.exists():
         shutil.rmtree(STATE)
     if remain := left():
@@ -72,6 +72,13 @@ def _until(done: Callable[[], bool], problem: str) -> None:
         if time.monotonic() > until_s:
             raise TestbedError(f"{problem}; `make cluster-down` once more, or restart the machine")
         time.sleep(daemons.POLL_S)
+
+
+def _end_processes() -> bool:
+    """One that was just being started when it was looked for, as a container's shim, is found the next time."""
+    daemons.end(daemons.marked())
+    daemons.end(sorted(cgroups.processes()))
+    return not processes()
 
 
 def _unmount() -> bool:
