@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -143,14 +144,14 @@ def test_no_room_in_the_schedulers_own_words(fleet: Operated, batch: str) -> Non
 # What the fleet itself lacks.
 
 
-def test_more_workers_than_permits(fleet: Operated, batch: str) -> None:
+def test_more_workers_than_permits(fleet: Operated, batch: str, tmp_path: Path) -> None:
     fleet.kubectl.apply(source("narrow", maxConcurrent=1, budgets={"retry": 100}))
-    copy = "insert into account (user_id, source_id, subscription, credentials, imported)"
-    copy += (
-        " select a.user_id, n.source_id, a.subscription, a.credentials, a.imported from account a, source n"
-    )
-    until(lambda: fleet.ask("select 1 from source where name = 'narrow'"), "the source")
-    fleet.ask(f"{copy} where n.name = 'narrow' and a.user_id = 1 limit 1 returning 1")
+    fleet.await_reason("Available", "Declared", "narrow", "crawlsource")
+    said = fleet.kubectl("logs", "shops").splitlines()
+    line = next(line for line in said if '"source": "cafe24"' in line)
+    accounts = tmp_path / "accounts.jsonl"
+    accounts.write_text(line.replace('"cafe24"', '"narrow"'))
+    fleet.stage.crawlfleet("accounts", "import", str(accounts))
     fleet.apply_batch(batch, sources=["narrow"], workers=2)
     words = fleet.await_reason("Degraded", "Oversized", batch)
     assert words == "2 workers, but its sources allow 1 crawls at a time: some stay idle"
