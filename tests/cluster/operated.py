@@ -167,16 +167,27 @@ def serve_kinds(kubectl: Kubectl) -> None:
 
 def installation(namespace: str, environment: Mapping[str, str]) -> list[Document]:
     """k8s/operator for one namespace: a Role instead of the ClusterRole, the images of the testbed."""
-    made = [_in(namespace, document) for document in yaml.safe_load_all(INSTALLATION.read_text())]
+    made = [_in(namespace, document) for document in installed_for_all()]
     documents = [document for document in made if document["kind"] != "Namespace"]
+    _set(documents, {"CRAWLFLEET_NAMESPACES": namespace, **environment})
+    return documents
+
+
+def installed_for_all() -> list[Document]:
+    """k8s/operator as it stands, with the images of the testbed."""
+    documents = list(yaml.safe_load_all(INSTALLATION.read_text()))
+    _set(documents, {"CRAWLFLEET_PULL_POLICY": "Never"})
+    return documents
+
+
+def _set(documents: list[Document], own: Mapping[str, str]) -> None:
+    """The operator's images, and what is its own of its environment."""
     (deployment,) = (document for document in documents if document["kind"] == "Deployment")
     pod = deployment["spec"]["template"]["spec"]
     for container in (*pod["initContainers"], *pod["containers"]):
         container |= {"image": _local(container["image"]), "imagePullPolicy": "Never"}
-    own = {"CRAWLFLEET_NAMESPACES": namespace, "CRAWLFLEET_PULL_POLICY": "Never", **environment}
-    env = {entry["name"]: _local(entry["value"]) for entry in pod["containers"][0]["env"]} | own
+    env = {entry["name"]: _local(entry["value"]) for entry in pod["containers"][0]["env"]} | dict(own)
     pod["containers"][0]["env"] = [{"name": key, "value": value} for key, value in env.items()]
-    return documents
 
 
 def _in(namespace: str, document: Document) -> Document:

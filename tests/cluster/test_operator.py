@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.operated import BATCH, Operated, operated
-from cluster.stage import truth
+from cluster.operated import BATCH, INSTALLATION, Operated, installed_for_all, operated
+from cluster.stage import stage, truth
 from cluster.testbed.cluster import Cluster
 from cluster.testbed.kubectl import Kubectl, KubectlFailed
 from fleet import until
@@ -39,6 +40,31 @@ def test_the_sample_of_100_users_brings_every_item(namespace: Kubectl, tmp_path:
         assert_whole(fleet, users=100)
         fleet.kubectl.wait("job/nightly-1-1", until="condition=Complete", timeout_s=30)
         assert fleet.status()["total"] == fleet.status()["done"] == 200
+
+
+def test_an_operator_for_all_namespaces(kubectl: Kubectl, namespace: Kubectl, tmp_path: Path) -> None:
+    """As k8s/operator is applied, in its own namespace; the batch, and all that it needs, is in another one."""
+    with stage(namespace, tmp_path) as staged:
+        fleet = Operated(staged)
+        staged.prepare_for_operator(USERS)
+        its = kubectl.within("crawlfleet")
+        try:
+            kubectl.apply(*installed_for_all())
+            secret = namespace.get("secret", "crawlfleet")["data"]
+            url = f"postgresql://crawlfleet@postgres.{namespace.namespace}/crawlfleet"
+            secret["database-url"] = base64.b64encode(url.encode()).decode()
+            its.apply(
+                {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "crawlfleet"}, "data": secret}
+            )
+            its("rollout", "status", "deployment/crawlfleet-operator", "--timeout=120s")
+            fleet.apply_sources()
+            fleet.apply_batch()
+
+            assert_whole(fleet)
+        finally:
+            fleet.close()
+            its("delete", "deployment", "--all", "--ignore-not-found")
+            kubectl("delete", "--ignore-not-found", "--wait=false", "-f", str(INSTALLATION))
 
 
 # Levers.

@@ -303,6 +303,22 @@ def test_deleted_while_the_operator_is_gone(fleet: Operated, batch: str, phase: 
     until(lambda: fleet.ask(closed, batch) == [(0,)], "its batch is closed and will be deleted")
 
 
+def test_deleted_while_it_runs(fleet: Operated, batch: str) -> None:
+    """What its workers crawl ends, what has not begun is given up."""
+    fleet.apply_sources(requestsPerSecond=0.5)
+    try:
+        fleet.apply_batch(batch, sources=["cafe24"], maxConcurrent=1, workers=1)
+        fleet.await_done(1, batch)
+        fleet.kubectl("delete", "crawlbatch", batch, "--timeout=20s")
+        until(lambda: jobs(fleet, batch) == [] and fleet.workers(batch) == [], "job and pods go with it")
+    finally:
+        fleet.apply_sources()
+    states = (
+        "select distinct task.state::text from task join batch using (batch_id) where name = %s order by 1"
+    )
+    until(lambda: fleet.ask(states, batch) == [("cancelled",), ("ok",)], "its tasks have ended")
+
+
 def test_a_batch_that_is_there_twice_by_name_is_two_batches(fleet: Operated, batch: str) -> None:
     fleet.apply_batch(batch, sources=["cafe24"])
     fleet.await_complete(batch)
