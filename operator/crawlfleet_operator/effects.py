@@ -28,7 +28,7 @@ from crawlfleet_operator.plan import (
     Step,
 )
 from crawlfleet_operator.sight import BATCHES, JOBS, SOURCES, Key, Sight
-from crawlfleet_operator.subjects import Memory, Subject
+from crawlfleet_operator.subjects import Memory, Subject, crawl_sources
 
 LOOK_S = 10.0
 """Between two looks at the pods of one batch."""
@@ -115,9 +115,10 @@ class Effects:
             raise Obstacle(
                 "SourceMissing", f"there is no CrawlSource {names} in namespace {subject.namespace}"
             )
+        sources = crawl_sources(subject, self._sight)
         for name in subject.batch.spec.sources:
-            self._require_declared(subject, name)
-        tasks = plan_of(subject.batch, Manifests(sources=subject.sources), uid=subject.uid)
+            self._require_declared(subject.namespace, name, is_readable=name in sources)
+        tasks = plan_of(subject.batch, Manifests(sources=sources), uid=subject.uid)
         if self._plans >= PLANNERS:
             raise NotYet(
                 "others are planned first; whoever waited here would keep levers from being looked at"
@@ -128,11 +129,11 @@ class Effects:
         finally:
             self._plans -= 1
 
-    def _require_declared(self, subject: Subject, name: str) -> None:
+    def _require_declared(self, namespace: str, name: str, *, is_readable: bool) -> None:
         row = self._sources().get(name)
-        if name in subject.sources and row is not None and row.namespace == subject.namespace:
+        if is_readable and row is not None and row.namespace == namespace:
             return
-        refusal = self._refusal(Key(SOURCES, subject.namespace, name))
+        refusal = self._refusal(Key(SOURCES, namespace, name))
         if refusal is None:
             raise NotYet(f"CrawlSource {name} is not declared yet")
         raise Obstacle("SourceUnavailable", f"CrawlSource {name} is not available: {refusal}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ M = TypeVar("M", CrawlBatch, CrawlSource)
 
 @dataclass(frozen=True)
 class Subject:
-    """A CrawlBatch. `sources` are those of its CrawlSources that can be read, `missing` the names of those that are not there."""
+    """A CrawlBatch. `missing` are the names of those of its CrawlSources that are not there."""
 
     key: Key
     uid: str
@@ -28,7 +28,6 @@ class Subject:
     generation: int
     created_s: float
     batch: CrawlBatch
-    sources: Mapping[str, CrawlSource]
     missing: Sequence[str]
 
     @property
@@ -51,8 +50,7 @@ class Memory:
 def read(key: Key, document: Document, sight: Sight) -> Subject:
     """Raises BadInput, as `parsed`."""
     batch = parsed(document, CrawlBatch)
-    metadata, names = document["metadata"], batch.spec.sources
-    found = {name: source for name in names if (source := _source(sight, key.namespace, name)) is not None}
+    metadata = document["metadata"]
     return Subject(
         key=key,
         uid=metadata["uid"],
@@ -60,9 +58,14 @@ def read(key: Key, document: Document, sight: Sight) -> Subject:
         generation=metadata["generation"],
         created_s=seconds(metadata["creationTimestamp"]),
         batch=batch,
-        sources=found,
-        missing=[name for name in names if sight.get(Key(SOURCES, key.namespace, name)) is None],
+        missing=[name for name in batch.spec.sources if sight.get(Key(SOURCES, key.namespace, name)) is None],
     )
+
+
+def crawl_sources(subject: Subject, sight: Sight) -> dict[str, CrawlSource]:
+    """Those of its CrawlSources that can be read, by name: for its plan alone, which keeps what they say."""
+    names = subject.batch.spec.sources
+    return {name: found for name in names if (found := _source(sight, subject.namespace, name)) is not None}
 
 
 def parsed(document: Document, model: type[M]) -> M:
