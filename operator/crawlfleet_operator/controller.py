@@ -174,7 +174,7 @@ class Controller:
         document = self._sight.get(key)
         if key.kind == BATCHES and document is not None:
             before = self._writer.before(key, CrawlBatchStatus)
-            if not any((c.type, c.status) == ("Complete", "True") for c in before.conditions or ()):
+            if not status.holds(before, "Complete"):
                 told = status.unreadable(before, trouble, self._now())
                 await self._writer.write(key, document["metadata"]["uid"], told)
 
@@ -278,7 +278,7 @@ class Controller:
         return list(self._settings.namespaces) or None
 
     def shown(self) -> list[BatchRow]:
-        """Of every CrawlBatch that is there. A batch whose CrawlBatch is gone keeps its tasks for days; the next of its name would have the same series."""
+        """Of every CrawlBatch that is there: until one that is gone is forgotten, the next of its name would have its series."""
         known = self._uids()
         return [row for row in list(self._rows.values()) if row.uid in known]
 

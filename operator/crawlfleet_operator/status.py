@@ -90,7 +90,7 @@ def spoilt(before: CrawlBatchStatus, words: str, generation: int, now_s: float) 
     """A spec that the schema let through and that cannot be run as it stands; what runs goes on as it was, a new one heals."""
     now = before.model_copy(update={"observed_generation": generation})
     words = words if len(words) <= LONGEST else words[: LONGEST - 1] + "…"
-    if any((one.type, one.status) == ("Planned", "True") for one in before.conditions or ()):
+    if holds(before, "Planned"):
         return unreadable(now, Trouble("Invalid", words), now_s)
     said = [
         Said("Planned", "False", "Invalid", words),
@@ -99,6 +99,11 @@ def spoilt(before: CrawlBatchStatus, words: str, generation: int, now_s: float) 
     ]
     conditions = tuple(dated(one, before, generation, now_s) for one in said)
     return now.model_copy(update={"phase": "Failed", "conditions": conditions})
+
+
+def holds(before: Statuses, condition: str) -> bool:
+    """Whether it says that this is so."""
+    return any((one.type, one.status) == (condition, "True") for one in before.conditions or ())
 
 
 def changes(before: Statuses, after: Statuses) -> list[tuple[str, Condition]]:
